@@ -1,0 +1,1 @@
+"""What runs say: ingest, the three approaches, intervals, laws."""

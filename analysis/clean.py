@@ -1,0 +1,145 @@
+"""Which rows a fit may use, and why each other row may not; and the checks that make rows comparable at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from analysis.result import Exclusion
+from analysis.tables import Tables
+from trainer.errors import UserError
+from trainer.shape import ParamCount
+
+PARAMS = {ParamCount.total: "params_total", ParamCount.non_embedding: "params_non_embedding"}
+FLOPS = {"matmul": "flops_matmul", "logged": "flops_logged", "6nd": "flops_6nd", "chinchilla": "flops_chinchilla"}
+"""C conventions, in the order that ``auto`` prefers them."""
+
+
+def keep_where(tables: Tables, where: str | None) -> Tables:
+    """The rows that the pandas query ``where`` keeps; the others are listed.
+
+    Raises
+    ------
+    UserError
+        If the query is wrong.
+    """
+    if not where:
+        return tables
+    try:
+        kept = tables.points.query(where, engine="python").index
+    except Exception as error:  # pandas lets the parser's and the evaluator's errors through, of any type
+        raise UserError(
+            f"where={where!r} is no query of the columns {', '.join(map(str, tables.points.columns))}: {error}."
+        ) from None
+    dropped = tables.points.index.difference(kept, sort=False)
+    reason = f"where={where} leaves it out"
+    excluded = tuple(Exclusion(row=str(tables.points.loc[i, "point_id"]), reason=reason) for i in dropped)
+    return replace(tables, points=tables.points.loc[kept], excluded=tables.excluded + excluded)
+
+
+def split(tables: Tables, group_by: str | None) -> Iterator[tuple[dict[str, str], Tables]]:
+    """One (columns and values, tables) per group; a single one, unnamed, without ``group_by``.
+
+    Parameters
+    ----------
+    group_by
+        Columns of ``points``, separated by commas.
+
+    Raises
+    ------
+    UserError
+        If a column does not exist.
+    """
+    if not group_by:
+        yield {}, tables
+        return
+    names = [name.strip() for name in group_by.split(",") if name.strip()]
+    missing = [name for name in names if name not in tables.points]
+    if missing:
+        raise UserError(
+            f"group_by={group_by}: there is no column {', '.join(missing)}; "
+            f"the columns are {', '.join(map(str, tables.points.columns))}."
+        )
+    for values, points in tables.points.groupby(names, sort=True, dropna=False):
+        group = {name: f"{value}" for name, value in zip(names, values, strict=True)}
+        curves = tables.curves[tables.curves["run_id"].isin(points["run_id"])]
+        yield group, replace(tables, points=points, curves=curves, excluded=tables.excluded)
+
+
+def clean(tables: Tables, params: ParamCount, flops: str) -> Tables:
+    """Rows that are finished, finite, positive and seen once; every other row is listed with its reason.
+
+    Parameters
+    ----------
+    params, flops
+        The conventions whose columns must hold a number: flops is a key of ``FLOPS``.
+
+    Raises
+    ------
+    UserError
+        If rows of several corpora or loss units are mixed.
+    """
+    points = tables.points
+    reasons = pd.Series("", index=points.index, dtype=object)
+    for reason, bad in _defects(points, PARAMS[params], FLOPS[flops]):
+        reasons[(reasons == "") & bad] = reason
+    good = points[reasons == ""]
+    twin = good.duplicated(subset=[PARAMS[params], "tokens", FLOPS[flops], "loss"], keep="first")
+    reasons[twin[twin].index] = "a duplicate: an earlier row has the same N, D, C and loss"
+    excluded = tuple(
+        Exclusion(row=str(name), reason=reason)
+        for name, reason in zip(points["point_id"], reasons, strict=True)
+        if reason
+    )
+    good = good[~twin]
+    _one_of(good, "corpus", "corpora")
+    _one_of(good, "loss_unit", "loss units")
+    return replace(tables, points=good, excluded=tables.excluded + excluded)
+
+
+def params_conventions(points: pd.DataFrame, first: ParamCount) -> list[ParamCount]:
+    """The N conventions that every row carries (``first`` foremost), else those that any row carries."""
+    order = sorted(PARAMS, key=lambda count: count is not first)
+    full = [count for count in order if (points[PARAMS[count]] > 0).all()]
+    return full or [count for count in order if (points[PARAMS[count]] > 0).any()] or [first]
+
+
+def flops_convention(points: pd.DataFrame, wanted: str) -> str:
+    """A key of ``FLOPS``: ``wanted``, or for ``auto`` the first that most rows have.
+
+    Raises
+    ------
+    UserError
+        If ``wanted`` is none of them.
+    """
+    if wanted == "auto":
+        filled = {name: int((points[column] > 0).sum()) for name, column in FLOPS.items()}
+        return max(filled, key=lambda name: filled[name])
+    if wanted not in FLOPS:
+        raise UserError(f"fit.flops={wanted} is not a way to count FLOPs; choose auto, {', '.join(FLOPS)}.")
+    return wanted
+
+
+def _defects(points: pd.DataFrame, params: str, flops: str) -> Iterator[tuple[str, pd.Series]]:
+    """Reasons and the rows they hold for, the first that holds is the one listed."""
+    verdict = points["verdict"]
+    for value in verdict.unique():
+        if value not in ("", "done"):
+            yield str(value), verdict == value
+    for column in ("loss", "tokens", params, flops):
+        number = points[column]
+        yield f"{column} is missing or not a number", ~np.isfinite(number)
+        yield f"{column} is not positive", number <= 0
+
+
+def _one_of(points: pd.DataFrame, column: str, plural: str) -> None:
+    values = [value for value in points[column].unique() if value]
+    if len(values) > 1:
+        shown = ", ".join(map(str, values[:4])) + (", ..." if len(values) > 4 else "")
+        raise UserError(
+            f"the rows come from {len(values)} {plural} ({shown}), whose losses do not compare; "
+            f"choose one with where=\"{column} == '{values[0]}'\" or fit each one with group_by={column}."
+        )

@@ -1,0 +1,1 @@
+"""Many runs: designs, plans, dispatch and the ``isoflop`` command."""

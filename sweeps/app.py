@@ -1,0 +1,128 @@
+"""What every verb shares: Hydra's flags and grammar, one sentence for the user's mistakes, and the exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trainer.errors import MachineFault, UserError
+
+QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
+"""Hydra composes; it writes no folders and no logs of its own."""
+
+INTERRUPTED = 130
+"""The shells' exit code for Ctrl-C."""
+
+
+def run_verb(config_name: str, body: Callable[[Any], int], help_text: str) -> NoReturn:
+    """Compose ``config_name`` from the command line, run ``body`` on it and leave with its exit code.
+
+    ``body`` gets the composed ``DictConfig``; :func:`typed` makes dataclasses of it.
+    """
+    try:
+        code = _compose_and_run(config_name, body, help_text)
+    except UserError as error:
+        code = complain(error, error.exit_code)
+    except MachineFault as error:
+        code = complain(error, error.exit_code)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def complain(error: object, code: int) -> int:
+    """Print one sentence to stderr and pass the exit code on."""
+    sys.stderr.write(f"isoflop: {error}\n")
+    return code
+
+
+def typed(config: Any) -> Any:
+    """The composed config as the dataclasses of its schema.
+
+    Raises
+    ------
+    UserError
+        Naming the key, if a mandatory value is missing.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise UserError(sentence(error)) from None
+
+
+def config_dirs() -> list[Path]:
+    """The folders given with ``--config-dir``: a lab's own configs, which go before the project's."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return []
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(source.path) for source in sources if source.schema == "file" and source.provider == "command-line"]
+
+
+def sentence(error: BaseException) -> str:
+    """Hydra's and OmegaConf's messages, which take several lines, in one."""
+    cause = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if cause is not None and str(error).startswith("Error merging override"):
+        lines = [lines[0] + ":"] + [line.strip() for line in str(cause).splitlines() if line.strip()]
+    kept = [line for line in lines if not re.match(r"(full_key|object_type|reference_type|at ):?", line)]
+    key = next((line.partition(":")[2].strip() for line in lines if line.startswith("full_key:")), "")
+    text = " ".join(kept)
+    if key and key not in text:
+        text = f"{key}: {text}"
+    return text.rstrip(".") + "; see `--help` for what exists and `--cfg job` for the values."
+
+
+def _compose_and_run(config_name: str, body: Callable[[Any], int], help_text: str) -> int:
+    if any(arg in ("-m", "--multirun") for arg in sys.argv[1:]):
+        raise UserError(
+            "-m/--multirun is not supported: list values in sweep.axes (e.g. 'sweep.axes={optim.lr:[1e-3,3e-3]}') and "
+            "seeds in sweep.seeds, and every point is planned together."
+        )
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from sweeps.config import register
+
+    register()
+    outcome: list[int] = []
+    failures: list[BaseException] = []
+
+    def task(config: Any) -> None:
+        # Hydra discards what a task returns and decorates what it raises, so both leave by the side door.
+        os.environ.pop("HYDRA_FULL_ERROR", None)  # jobs inherit the environment
+        try:
+            outcome.append(body(config))
+        except BaseException as error:
+            failures.append(error)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own lines and exits 1
+    sys.argv[1:1] = [*QUIET, f"hydra.help.template={_quoted(_template(help_text))}"]
+    try:
+        hydra.main(config_path="pkg://conf", config_name=config_name, version_base="1.3")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(sentence(error)) from None
+    if failures:
+        raise failures[0]
+    return outcome[0] if outcome else 0
+
+
+def _template(help_text: str) -> str:
+    return f"{help_text.strip()}\n\nOptions of each group (choose with group=option):\n$APP_CONFIG_GROUPS\nEvery value (override with key.subkey=value):\n$CONFIG\nHydra's own flags: --cfg job, --config-dir DIR, --info, --resolve, --package.\n"
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

@@ -1,0 +1,51 @@
+"""``isoflop cancel``: stop points that run, and take back those that wait. What they measured stays.
+
+    isoflop cancel sweep=quickstart
+    isoflop cancel sweep=quickstart point=c3e12-n12k
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from sweeps.app import run_verb, typed
+from sweeps.config import Config
+from sweeps.paths import SweepFolder
+from sweeps.plan import read_plan
+from sweeps.render import say
+from sweeps.state import PointState, State, inspect
+from sweeps.status import select
+from trainer.files import write_whole
+
+
+def cancel(folder: SweepFolder, states: list[PointState]) -> list[str]:
+    """Ask for every running or queued run among ``states`` to stop; returns their ids."""
+    runs = list(dict.fromkeys(state.run_id for state in states if state.state in (State.running, State.queued)))
+    for run_id in runs:
+        write_whole(folder.run(run_id).cancel_path, "")
+    return runs
+
+
+def _body(raw: DictConfig) -> int:
+    config: Config = typed(raw)
+    folder = SweepFolder.of(config.root, config.sweep.name)
+    states = select(inspect(folder, read_plan(folder), config.limits.lost_attempts), config.point)
+    runs = cancel(folder, states)
+    for run_id in runs:
+        print(run_id)  # noqa: T201
+    say(f"cancelled {len(runs)} runs; they checkpoint and stop within seconds, and `isoflop submit` continues them")
+    return 0
+
+
+HELP = """isoflop cancel [sweep=NAME] [point=ID or its beginning]
+
+Stop running points at their next step, with a checkpoint, and take back queued ones. Submit continues them."""
+
+
+def main() -> None:
+    """Entry point of the verb."""
+    run_verb("config", _body, HELP)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The ``isoflop`` command: picks the verb and gets out of its way."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+VERBS = {
+    "run": "plan, submit, wait, fit and report: the one command to start with",
+    "plan": "what a sweep will train, and what it will cost",
+    "submit": "start workers for what is missing; return at once",
+    "status": "what has become of every point",
+    "cancel": "stop points, or take them back",
+    "clean": "free the checkpoints of done points",
+    "train": "one point, in this process",
+    "fit": "the three Chinchilla approaches, from runs or from a CSV",
+    "predict": "compute-optimal size, tokens and loss from a fit or a published law",
+}
+
+
+def main() -> None:
+    """Run ``isoflop VERB ...``."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in ("-sc", "--shell-completion"):
+        _complete()
+        return
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return
+    verb = arguments[0]
+    if verb == "--version":
+        from importlib.metadata import version
+
+        sys.stdout.write(f"isoflop {version('isoflop')}\n")
+        return
+    if verb not in VERBS:
+        sys.stderr.write(f"isoflop: {verb!r} is no verb; choose one of {', '.join(VERBS)}.\n")
+        sys.exit(2)
+    sys.argv = [f"isoflop {verb}", *arguments[1:]]
+    importlib.import_module(f"sweeps.{verb}").main()
+
+
+def _complete() -> None:
+    """Tab completion: Hydra completes the verb's config once the verb is out of the line."""
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    if sys.argv[-1].startswith("query=") and len(words) <= 2:
+        sys.stdout.write(" ".join(verb for verb in VERBS if verb.startswith(words[-1])))
+        return
+    verb = words[1] if len(words) > 1 and words[1] in VERBS else "plan"
+    if len(words) > 2:
+        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
+        os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
+    importlib.import_module(f"sweeps.{verb}").main()
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "".join(f"  {verb:<{width}}  {what}\n" for verb, what in VERBS.items())
+    return (
+        "isoflop VERB [group=option] [key=value ...]\n\n"
+        "Scaling-law experiments: FLOP budgets to refitted laws.\n\n"
+        f"{verbs}\n"
+        "isoflop VERB --help lists what the verb takes; --cfg job shows the values; --config-dir DIR adds your own.\n"
+        'Tab completion: eval "$(isoflop -sc install=bash)"\n'
+        "Exit codes: 0 done, 1 something failed, 2 the input is wrong.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The schema of the command's configuration, and its registration with Hydra."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from analysis.config import FitConfig, LawConfig
+from trainer.config import (
+    DataConfig,
+    DeviceConfig,
+    ModelConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TrackingConfig,
+    TrainerConfig,
+)
+
+
+class Design(StrEnum):
+    """How a sweep makes its points (see :mod:`sweeps.design`)."""
+
+    isoflop = "isoflop"
+    horizons = "horizons"
+    grid = "grid"
+    points = "points"
+
+
+class Format(StrEnum):
+    """How a command prints its result."""
+
+    table = "table"
+    json = "json"
+
+
+class Retry(StrEnum):
+    """Which failed points ``submit`` and ``run`` try again."""
+
+    none = "none"
+    all = "all"
+
+
+class Executor(StrEnum):
+    """Where workers run."""
+
+    local = "local"
+
+
+class FitSource(StrEnum):
+    """What ``fit`` reads."""
+
+    runs = "runs"
+    csv = "csv"
+
+
+@dataclass(kw_only=True)
+class CentreConfig:
+    """Where a budget's sizes are centred: on a law's optimum, or at n_opt (C / at)^exponent non-embedding parameters."""
+
+    law: str | None = None
+    n_opt: float | None = None
+    at: float | None = None
+    exponent: float = 0.5
+
+
+@dataclass(kw_only=True)
+class SweepConfig:
+    """Group ``sweep/``: the points."""
+
+    name: str = ""
+    """Names the sweep's folder under root."""
+    design: Design = Design.isoflop
+    budgets: list[float] = field(default_factory=list)
+    """isoflop: training FLOPs, matmul count."""
+    sizes: Any = 6
+    """isoflop: how many sizes a budget gets. Any design: a list of non-embedding parameter counts."""
+    spacing: float = 2.0
+    """isoflop: the factor between neighbouring sizes."""
+    centre: CentreConfig = field(default_factory=CentreConfig)
+    horizons: list[float] = field(default_factory=list)
+    """horizons: training tokens, each crossed with every size."""
+    tokens_per_param: list[float] = field(default_factory=list)
+    """grid: tokens per parameter (total), each crossed with every size."""
+    points: str | None = None
+    """points: a CSV with columns params (non-embedding) and tokens, or layers, d_model and tokens."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    axes: dict[str, Any] = field(default_factory=dict)
+    """Config key -> list of values, crossed with the points; ``"a, b": [[1, 2], [3, 4]]`` moves two keys together."""
+    tolerance: float = 0.01
+    """A point whose achieved FLOPs miss its budget by more than this share is refused."""
+
+
+@dataclass(kw_only=True)
+class ClusterConfig:
+    """Group ``cluster/``: where and how workers run."""
+
+    executor: Executor = Executor.local
+    workers: int = 0
+    """Workers at once; 0 takes one per CPU core."""
+    timeout_hours: float = 24.0 * 7
+    """A worker is stopped after this long."""
+
+
+@dataclass(kw_only=True)
+class LimitsConfig:
+    """``submit`` stops above these unless ``confirm=true``; null means no limit."""
+
+    device_hours: float | None = None
+    price: float | None = None
+    lost_attempts: int = 5
+    """A point whose attempts vanish this often in a row without progress counts as failed."""
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Everything the sweep verbs read."""
+
+    root: str = "runs"
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    law: LawConfig = field(default_factory=LawConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    out: str | None = None
+    """Where fit and run write; null: <root>/<sweep>/fit, or fits/<file name> for a CSV."""
+    format: Format = Format.table
+    confirm: bool = False
+    """submit, run: go on above the limits."""
+    retry: Retry = Retry.none
+    point: str | None = None
+    """status, cancel, train: one point, by id or the beginning of one."""
+    watch: bool = False
+    """status: refresh until every point has ended."""
+
+
+@dataclass(kw_only=True)
+class FitCommand(Config):
+    """What ``fit`` reads besides."""
+
+    source: FitSource = FitSource.runs
+    path: str | None = None
+    """csv: the file."""
+    where: str | None = None
+    """A pandas query; rows that fail it are left out and listed."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our column -> the file's column."""
+    group_by: str | None = None
+    """Columns (comma-separated): one fit per group."""
+
+
+@dataclass(kw_only=True)
+class PredictCommand:
+    """What ``predict`` reads."""
+
+    law: LawConfig = field(default_factory=LawConfig)
+    path: str | None = None
+    """A folder that ``fit`` wrote, or its fit.json: used instead of law."""
+    flops: float | None = None
+    params: float | None = None
+    tokens: float | None = None
+    format: Format = Format.table
+
+
+def register() -> None:
+    """Make the schemas known to Hydra, one named ``schema`` in each group."""
+    store = ConfigStore.instance()
+    for name, node in (
+        ("sweep_schema", Config),
+        ("fit_schema", FitCommand),
+        ("predict_schema", PredictCommand),
+    ):
+        store.store(name=name, node=node)
+    for group, schema in (
+        ("sweep", SweepConfig),
+        ("model", ModelConfig),
+        ("data", DataConfig),
+        ("optim", OptimConfig),
+        ("schedule", ScheduleConfig),
+        ("cluster", ClusterConfig),
+        ("tracking", TrackingConfig),
+        ("device", DeviceConfig),
+        ("law", LawConfig),
+    ):
+        store.store(group=group, name="schema", node=schema)

@@ -1,0 +1,87 @@
+"""Runs trained by somebody else's program: ``trainer.command`` gets the run folder and keeps its contract.
+
+The program finds the recipe in ``config.yaml``, appends rows to ``metrics.jsonl`` and one final record per point to
+``points.jsonl`` (see :mod:`trainer.runfolder`; ``trainer/examples/law_trainer.py`` does it in thirty lines). It may
+find its own checkpoints in the folder when it is started again; on SIGTERM it should save one and leave.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Callable
+
+from trainer.runfolder import RunConfig, RunFolder
+
+GRACE_SECONDS = 30.0
+"""How long the program may take to stop."""
+
+
+class ExternalTrainerError(Exception):
+    """The program did not start, or left without a final record."""
+
+
+def train_externally(
+    folder: RunFolder, config: RunConfig, job: str, should_stop: Callable[[], str | None]
+) -> str:
+    """Run ``trainer.command`` on the folder and judge what it left there.
+
+    Returns
+    -------
+    str
+        The first point's verdict, or ``stopped: <reason>``.
+
+    Raises
+    ------
+    ExternalTrainerError
+        If it cannot start, or ends by itself without a valid final record for every point.
+    """
+    command = [part.replace("{folder}", str(folder.path)) for part in shlex.split(config.recipe.command or "")]
+    attempt = folder.start_attempt(job, None)
+    log = folder.path / "trainer.log"
+    why = "the worker failed"
+    try:
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "ISOFLOP_ATTEMPT": str(attempt)},
+            )
+        stopped = _wait(process, should_stop)
+        points = folder.points()
+        if all(point_id in points for point_id in config.recipe.point_ids):
+            why = str(points[config.recipe.point_ids[0]]["verdict"])
+        elif stopped is not None:
+            why = f"stopped: {stopped}"
+        else:
+            why = f"trainer.command left no final record (exit code {process.returncode})"
+            lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            raise ExternalTrainerError(why + (f", and said last: {lines[-1][:200]}" if lines else ""))
+    except (OSError, IndexError) as error:
+        why = f"trainer.command={config.recipe.command!r} cannot start: {error}"
+        raise ExternalTrainerError(why) from error
+    finally:
+        folder.end_attempt(attempt, why)
+    return why
+
+
+def _wait(process: subprocess.Popen[bytes], should_stop: Callable[[], str | None]) -> str | None:
+    """Wait for the program; stop it when asked to. Returns the reason, None if it left by itself."""
+    pause = 0.005
+    while process.poll() is None:
+        reason = should_stop()
+        if reason is not None:
+            process.terminate()
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            return reason
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.25)
+    return None

@@ -1,0 +1,249 @@
+"""What the user sees: results as tables or JSON on stdout, progress and remarks on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sweeps.config import Format
+from sweeps.paths import SweepFolder
+from sweeps.state import ENDED, PointState, State
+
+if TYPE_CHECKING:
+    from sweeps.plan import Plan
+    from sweeps.submit import Submission
+
+PIPE_WIDTH = 220
+"""Columns of a table that no terminal limits."""
+
+COLOURS = {
+    State.done: "green",
+    State.running: "cyan",
+    State.failed: "red",
+    State.diverged: "yellow",
+    State.queued: "",
+    State.planned: "dim",
+}
+
+
+def stdout() -> Console:
+    """Where results go."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+
+
+def stderr() -> Console:
+    """Where progress and remarks go."""
+    return Console(stderr=True, highlight=False)
+
+
+def say(remark: str) -> None:
+    """A remark beside the result."""
+    stderr().print(escape(remark), soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """A result for programs."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """An empty table; columns whose name begins with "<" are text, the others numbers."""
+    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column in columns:
+        text = column.startswith("<")
+        made.add_column(column.removeprefix("<"), justify="left" if text else "right", no_wrap=not text)
+    return made
+
+
+def count(value: float | None) -> str:
+    """55296 -> 55.3k: three digits and a suffix, powers of ten above 1e15."""
+    if value is None:
+        return "–"
+    for limit, suffix in ((1e15, ""), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value:.2e}" if not suffix else f"{value / limit:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def flops(value: float | None) -> str:
+    """3e+12 -> 3.00e12."""
+    return "–" if value is None else f"{value:.2e}".replace("e+", "e")
+
+
+def seconds(value: float | None) -> str:
+    """A duration with its two largest units."""
+    if value is None:
+        return "–"
+    if value < 100:
+        return f"{value:.0f}s" if value >= 10 else f"{value:.1f}s"
+    minutes, hours = value / 60, value / 3600
+    if minutes < 100:
+        return f"{int(minutes)}m{int(value % 60):02d}s"
+    return f"{int(hours)}h{int(minutes % 60):02d}m" if hours < 100 else f"{hours / 24:.1f}d"
+
+
+def show_plan(plan: Plan, form: Format, folder: SweepFolder) -> None:
+    """The plan on stdout; where it was written and what was refused on stderr."""
+    if form is Format.json:
+        print_json(plan.to_dict())
+    else:
+        stdout().print(_plan_table(plan))
+    for refusal in plan.refused:
+        budget = "" if refusal["budget"] is None else f" at {flops(refusal['budget'])} FLOPs"
+        say(f"refused: {count(refusal['params_non_embedding'])} parameters{budget}: {refusal['reason']}")
+    say(f"written: {folder.plan_path} and plan.csv")
+
+
+def _plan_table(plan: Plan) -> RenderableType:
+    loss = any(point.predicted_loss is not None for point in plan.points)
+    price = any(point.price for point in plan.points)
+    head = ["<point", "budget", "N non-emb", "N total", "L x d", "D", "D/N", "steps", "batch", "rate", "FLOPs", "off"]
+    tail = ["loss"] * loss + ["devices", "memory", "time"] + ["price"] * price
+    shown = table(*head, *tail, title=f"plan of {escape(plan.sweep)}: N in parameters, D and batch in tokens, "
+                  "FLOPs by the matmul count, time and memory of one device")  # fmt: skip
+    for point in plan.points:
+        row, shape = point.row(), point.run.recipe.model
+        cells = [
+            point.point_id,
+            flops(row["budget"]),
+            count(shape.params_non_embedding),
+            count(shape.params_total),
+            f"{shape.layers}x{shape.d_model}",
+            count(row["tokens"]),
+            count(row["tokens"] / shape.params_total),
+            str(row["steps"]),
+            count(row["batch"]),
+            f"{row['lr']:.2e}",
+            flops(row["flops_matmul"]),
+            "–" if point.budget_error is None else f"{point.budget_error:+.2%}",
+        ]
+        cells += ["–" if point.predicted_loss is None else f"{point.predicted_loss:.3f}"] * loss
+        cells += [str(row["devices"]), f"{point.memory_gb:.2g} GB", seconds(point.hours * 3600)]
+        cells += [f"{point.price:,.2f}"] * price
+        shown.add_row(*cells)
+    totals = plan.totals
+    line = (
+        f"{totals['points']} points, {count(totals['tokens'])} tokens, {flops(totals['flops_matmul'])} FLOPs, "
+        f"{totals['device_hours']:.3g} device-hours"
+    )
+    return Group(shown, line + (f", price {totals['price']:,.2f}" if price else ""))
+
+
+def show_submission(submission: Submission, form: Format | None) -> None:
+    """What submit found and did; ``form`` None says it on stderr only."""
+    if form is Format.json:
+        print_json(
+            {
+                "submitted": list(submission.submitted),
+                "jobs": [path.name for path in submission.jobs],
+                "before": {state.value: submission.counts[state] for state in State},
+                "left": list(submission.left),
+            }
+        )
+    elif form is Format.table:
+        for run_id in submission.submitted:
+            sys.stdout.write(run_id + "\n")
+    before = ", ".join(f"{submission.counts[state]} {state.value}" for state in State if submission.counts[state])
+    say(f"found {before}; submitted {len(submission.submitted)} runs in {len(submission.jobs)} jobs")
+    for state in submission.states:
+        if state.state is State.failed and state.run_id not in submission.submitted:
+            say(f"failed: {state.point_id}: {state.cause} (retry=all tries it again)")
+    say_left(submission.left)
+
+
+def say_left(run_ids: Sequence[str]) -> None:
+    """Report runs that left the config."""
+    if run_ids:
+        names = ", ".join(run_ids[:3]) + (", ..." if len(run_ids) > 3 else "")
+        say(f"{len(run_ids)} runs on disk have left the config and are kept: {names}")
+
+
+def show_status(folder: SweepFolder, states: Sequence[PointState], left: Sequence[str], form: Format) -> None:
+    """The states on stdout."""
+    if form is Format.json:
+        print_json({"sweep": folder.name, "points": [state.to_dict() for state in states], "left": list(left)})
+    else:
+        stdout().print(status_table(folder, states))
+    say_left(left)
+
+
+def status_table(folder: SweepFolder, states: Sequence[PointState]) -> RenderableType:
+    """Every point, and the sum of them."""
+    shown = table("<point", "budget", "N non-emb", "<state", "progress", "loss", "tokens/s", "ETA", "spent", "planned",
+                  "<cause", title=f"{escape(folder.name)} in {escape(str(folder.path))}")  # fmt: skip
+    for state in states:
+        shown.add_row(
+            state.point_id,
+            flops(state.budget),
+            count(state.params_non_embedding),
+            state.state.value,
+            f"{state.progress:.0%}",
+            "–" if state.loss is None else f"{state.loss:.4f}",
+            count(state.tokens_per_second),
+            seconds(state.eta_seconds),
+            seconds(state.spent_hours * 3600),
+            seconds(state.hours * 3600),
+            escape(state.cause or ""),
+            style=COLOURS[state.state],
+        )
+    return Group(shown, summary_line(states))
+
+
+def summary_line(states: Sequence[PointState]) -> str:
+    """Counts, spent against planned, and how long it will still take."""
+    counts = [(kind, sum(state.state is kind for state in states)) for kind in State]
+    said = ", ".join(f"{number} {kind.value}" for kind, number in counts if number)
+    spent, planned = sum(s.spent_hours for s in states) * 3600, sum(s.hours for s in states) * 3600
+    eta = remaining_seconds(states)
+    return f"{said}; spent {seconds(spent)} of planned {seconds(planned)}" + (f"; ETA {seconds(eta)}" if eta else "")
+
+
+def remaining_seconds(states: Sequence[PointState]) -> float | None:
+    """Until the sweep ends: what is left of the FLOPs at the speed of the points that run now."""
+    speed = sum((s.tokens_per_second or 0.0) * s.flops / s.tokens for s in states)
+    left = sum(s.flops * (1 - s.progress) for s in states if s.state not in ENDED)
+    return left / speed if speed and left else None
+
+
+@contextmanager
+def live() -> Iterator[Callable[[RenderableType], None]]:
+    """A display on stderr that is redrawn in place; without a terminal, one summary line whenever it changes."""
+    console = stderr()
+    if not console.is_terminal:
+        said = [""]
+
+        def print_change(shown: RenderableType) -> None:
+            line = str(shown.renderables[-1]) if isinstance(shown, Group) else str(shown)
+            if line.partition(";")[0] != said[0].partition(";")[0]:
+                console.print(line, soft_wrap=True)
+                said[0] = line
+
+        yield print_change
+        return
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as display:
+        yield lambda shown: display.update(shown, refresh=True)
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[str, float], None]]:
+    """A progress bar on stderr, gone when done: call it with what is being done and the share (0 to 1) that is."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"), TimeElapsedColumn())
+    with Progress(*columns, console=stderr(), transient=True) as bar:
+        task: list[Any] = []
+
+        def report(message: str, share: float) -> None:
+            if not task:
+                task.append(bar.add_task(message, total=1.0))
+            bar.update(task[0], description=message, completed=share)
+
+        yield report

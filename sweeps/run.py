@@ -1,0 +1,129 @@
+"""``isoflop run``: plan, submit, wait, fit, report. Interrupted at any moment and started again, it continues.
+
+    isoflop run sweep=quickstart
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from omegaconf import DictConfig
+
+from sweeps.app import INTERRUPTED, complain, run_verb, typed
+from sweeps.config import Config
+from sweeps.fit import fit_sweep
+from sweeps.jobs import last_words, live_jobs, log_path, request_stop
+from sweeps.paths import SweepFolder
+from sweeps.plan import Plan, make_plan
+from sweeps.render import live, say, show_submission, status_table
+from sweeps.state import ENDED, PointState, State, inspect
+from sweeps.submit import submit
+from trainer.errors import MachineFault
+
+REFRESH_SECONDS = 1.0
+FRUITLESS_SUBMISSIONS = 3
+"""Workers that leave this often in a row without touching a run will not do better the next time."""
+STOP_SECONDS = 120.0
+"""How long workers may take to checkpoint after Ctrl-C."""
+
+
+def wait(config: Config, plan: Plan, folder: SweepFolder) -> list[PointState]:
+    """Watch a submitted sweep until every point has ended, replacing workers that were lost.
+
+    Raises
+    ------
+    MachineFault
+        If workers leave again and again without training anything.
+    """
+    fruitless, touched = 0, -1
+    with live() as show:
+        while True:
+            states = inspect(folder, plan.to_dict(), config.limits.lost_attempts)
+            show(status_table(folder, states))
+            open_points = [state for state in states if state.state not in ENDED]
+            if all(state.cause == "cancelled" for state in open_points):
+                return states
+            if any(state.state is State.planned and state.cause is None for state in open_points):
+                attempts = sum(state.attempts for state in states)
+                fruitless, touched = (0, attempts) if attempts != touched else (fruitless + 1, touched)
+                if fruitless >= FRUITLESS_SUBMISSIONS:
+                    raise MachineFault(_why_workers_leave(folder))
+                submit(config, plan)
+            time.sleep(REFRESH_SECONDS)
+
+
+def stop_workers(folder: SweepFolder) -> None:
+    """Ask the sweep's workers to checkpoint and leave, and wait until they have."""
+    jobs = live_jobs(folder)
+    for path in jobs:
+        request_stop(path)
+    deadline = time.monotonic() + STOP_SECONDS
+    while live_jobs(folder) and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+def _why_workers_leave(folder: SweepFolder) -> str:
+    newest = max(folder.jobs.glob("*/job.json"), key=lambda path: path.stat().st_mtime).parent
+    return f"workers leave without training; the last one said: {last_words(newest)} (log: {log_path(newest)})"
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends the wait as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _body(raw: DictConfig) -> int:
+    config: Config = typed(raw)
+    plan = make_plan(raw)
+    folder = SweepFolder.of(config.root, plan.sweep)
+    try:
+        with _terminated_as_interrupted():
+            show_submission(submit(config, plan), None)  # stdout is for the fit
+            states = wait(config, plan, folder)
+    except KeyboardInterrupt:
+        say("stopping: workers write a checkpoint and leave (Ctrl-C again to leave them to it)")
+        stop_workers(folder)
+        return complain(f"interrupted; `isoflop run sweep={config.sweep.name}` continues where it stopped", INTERRUPTED)
+    code = report_failures(states)
+    fit_sweep(config, folder)
+    return code
+
+
+def report_failures(states: Sequence[PointState]) -> int:
+    """Say what failed and why; returns the exit code it makes."""
+    failed = [state for state in states if state.state is State.failed]
+    for state in failed:
+        say(f"failed: {state.point_id}: {state.cause}")
+    for state in states:
+        if state.state is State.diverged:
+            say(f"diverged, and left out of the fit: {state.point_id}")
+    return 1 if failed else 0
+
+
+HELP = """isoflop run [sweep=NAME] [key=value ...]
+
+Plan a sweep, train what is missing, wait with a progress table, fit the three approaches and write the report.
+Started again after any interruption it continues."""
+
+
+def main() -> None:
+    """Entry point of the verb."""
+    run_verb("config", _body, HELP)
+
+
+if __name__ == "__main__":
+    main()

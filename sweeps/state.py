@@ -1,0 +1,158 @@
+"""What has become of each planned point, read from the disk alone. Nothing here writes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from sweeps.jobs import live_jobs
+from sweeps.paths import SweepFolder
+from trainer.lock import holder
+from trainer.runfolder import DIVERGED, DONE, FAILED, RunFolder
+
+RECENT_ROWS = 20
+"""Rows over which a running point's speed is averaged."""
+
+
+class State(StrEnum):
+    """Of a point."""
+
+    planned = "planned"
+    queued = "queued"
+    running = "running"
+    done = "done"
+    failed = "failed"
+    diverged = "diverged"
+
+
+ENDED = (State.done, State.failed, State.diverged)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointState:
+    """One planned point and what has become of it."""
+
+    point_id: str
+    run_id: str
+    budget: float | None
+    params_non_embedding: int
+    tokens: int
+    flops: float
+    """Planned training FLOPs, matmul count."""
+    hours: float
+    """Planned, of one device."""
+    state: State
+    cause: str | None = None
+    loss: float | None = None
+    """Final validation loss, or the last known one; nats per token."""
+    progress: float = 0.0
+    """Share of the tokens that are trained."""
+    tokens_per_second: float | None = None
+    eta_seconds: float | None = None
+    """Until a running point ends."""
+    spent_hours: float = 0.0
+    """Of a device, over all attempts."""
+    attempts: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``status format=json`` prints it."""
+        return asdict(self)
+
+
+def inspect(folder: SweepFolder, plan: Mapping[str, Any], lost_attempts: int) -> list[PointState]:
+    """The state of every point of a plan (as :func:`sweeps.plan.read_plan` gives it), in the plan's order.
+
+    Parameters
+    ----------
+    lost_attempts
+        A point whose last attempts vanished this often without progress counts as failed.
+    """
+    queued = {run for job in live_jobs(folder).values() for run in job.runs}
+    return [_inspect_point(folder.run(row["run_id"]), row, queued, lost_attempts) for row in plan["points"]]
+
+
+def orphans(folder: SweepFolder, plan: Mapping[str, Any]) -> list[RunFolder]:
+    """Runs on disk whose point has left the config. They are kept."""
+    known = {row["run_id"] for row in plan["points"]}
+    return [run for run in folder.runs() if run.run_id not in known]
+
+
+def lost_in_a_row(attempts: Sequence[Mapping[str, Any]]) -> int:
+    """How many of the last attempts vanished at one and the same step."""
+    count = 0
+    for attempt in reversed(attempts):
+        vanished = str(attempt.get("why", "lost")).startswith("lost:") or "why" not in attempt
+        if not vanished or attempt.get("resume_step") != attempts[-1].get("resume_step"):
+            break
+        count += 1
+    return count
+
+
+def _inspect_point(run: RunFolder, row: Mapping[str, Any], queued: Collection[str], lost_attempts: int) -> PointState:
+    known: dict[str, Any] = {
+        "point_id": row["point_id"],
+        "run_id": row["run_id"],
+        "budget": row["budget"],
+        "params_non_embedding": row["params_non_embedding"],
+        "tokens": row["tokens"],
+        "flops": row["flops_matmul"],
+        "hours": row["hours"],
+    }
+    if not run.config_path.exists():
+        return PointState(**known, state=State.queued if row["run_id"] in queued else State.planned)
+    attempts = run.attempts()
+    alive = holder(run.path) is not None
+    known |= {"attempts": len(attempts), "spent_hours": _spent_seconds(attempts, alive) / 3600}
+    record = run.points().get(row["point_id"])
+    if record is not None:
+        return _ended(known, record)
+    known |= _progress(run, row["tokens"], alive)
+    if alive:
+        return PointState(**known, state=State.running)
+    if lost_in_a_row(attempts) >= lost_attempts:
+        step = attempts[-1].get("resume_step") or 0
+        cause = f"lost {lost_attempts} times at step {step} without a word (out of memory?)"
+        return PointState(**known, state=State.failed, cause=cause)
+    if run.cancel_path.exists():
+        return PointState(**known, state=State.planned, cause="cancelled")
+    return PointState(**known, state=State.queued if row["run_id"] in queued else State.planned)
+
+
+def _ended(known: Mapping[str, Any], record: Mapping[str, Any]) -> PointState:
+    verdict = record["verdict"]
+    if verdict == DONE:
+        return PointState(**known, state=State.done, loss=record["loss"], progress=1.0)
+    share = record["tokens"] / known["tokens"]
+    if verdict == DIVERGED:
+        return PointState(**known, state=State.diverged, cause="loss or gradient not finite or far off", progress=share)
+    return PointState(**known, state=State.failed, cause=verdict.removeprefix(FAILED), progress=share)
+
+
+def _progress(run: RunFolder, tokens: int, alive: bool) -> dict[str, Any]:
+    rows = run.metrics()
+    if not rows:
+        return {}
+    last = rows[-1]
+    losses = [row[key] for row in reversed(rows) for key in ("val_loss", "train_loss") if row.get(key) is not None]
+    found = {"progress": min(1.0, last.get("tokens", 0) / tokens), "loss": losses[0] if losses else None}
+    speeds = [row["tokens_per_second"] for row in rows[-RECENT_ROWS:] if row.get("tokens_per_second")]
+    if not alive or not speeds:
+        return found
+    speed = len(speeds) / sum(1 / value for value in speeds)
+    return found | {"tokens_per_second": speed, "eta_seconds": (tokens - last["tokens"]) / speed}
+
+
+def _spent_seconds(attempts: Sequence[Mapping[str, Any]], alive: bool) -> float:
+    """Over all attempts; one that vanished is counted to its successor's start at most, so as nothing here."""
+    seconds = 0.0
+    for number, attempt in enumerate(attempts):
+        end = attempt.get("end")
+        if str(attempt.get("why", "")).startswith("lost:"):
+            continue
+        if end is None and alive and number == len(attempts) - 1:
+            end = time.time()
+        seconds += max(0.0, (end or attempt["start"]) - attempt["start"])
+    return seconds

@@ -1,0 +1,69 @@
+"""``isoflop status``: one table of what has become of every point. It never writes.
+
+    isoflop status sweep=quickstart watch=true
+    isoflop status sweep=quickstart format=json
+"""
+
+from __future__ import annotations
+
+import time
+
+from omegaconf import DictConfig
+
+from sweeps.app import run_verb, typed
+from sweeps.config import Config
+from sweeps.paths import SweepFolder
+from sweeps.plan import read_plan
+from sweeps.render import live, show_status, status_table
+from sweeps.state import ENDED, PointState, State, inspect, orphans
+from trainer.errors import UserError
+
+REFRESH_SECONDS = 2.0
+
+
+def select(states: list[PointState], point: str | None) -> list[PointState]:
+    """The points whose id begins with ``point``; all for None.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    chosen = [state for state in states if point is None or state.point_id.startswith(point)]
+    if not chosen:
+        raise UserError(f"point={point} begins no point's id in this sweep's plan; `isoflop status` lists them.")
+    return chosen
+
+
+def _body(raw: DictConfig) -> int:
+    config: Config = typed(raw)
+    folder = SweepFolder.of(config.root, config.sweep.name)
+    plan = read_plan(folder)
+
+    def now() -> list[PointState]:
+        return select(inspect(folder, plan, config.limits.lost_attempts), config.point)
+
+    states = now()
+    if config.watch:
+        with live() as show:
+            while not all(state.state in ENDED for state in states):
+                show(status_table(folder, states))
+                time.sleep(REFRESH_SECONDS)
+                states = now()
+    show_status(folder, states, [run.run_id for run in orphans(folder, plan)], config.format)
+    return 1 if any(state.state is State.failed for state in states) else 0
+
+
+HELP = """isoflop status [sweep=NAME] [point=ID] [watch=true] [format=json]
+
+What has become of every point: done, running, queued, planned, failed with its cause, diverged. Never writes.
+Exit code 1 if a point failed."""
+
+
+def main() -> None:
+    """Entry point of the verb."""
+    run_verb("config", _body, HELP)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""``isoflop train``: one point, here, in this process: what a worker executes, and how to debug it.
+
+    isoflop train sweep=quickstart point=c3e11-n3.2k
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from sweeps.app import INTERRUPTED, complain, run_verb, typed
+from sweeps.config import Config
+from sweeps.paths import SweepFolder
+from sweeps.plan import make_plan, write_plan
+from sweeps.render import show_status
+from sweeps.state import inspect
+from sweeps.status import select
+from sweeps.submit import open_run
+from sweeps.worker import execute
+from trainer.errors import MachineFault, UserError
+from trainer.runfolder import FAILED
+
+
+def _body(raw: DictConfig) -> int:
+    config: Config = typed(raw)
+    plan = make_plan(raw)
+    folder = SweepFolder.of(config.root, plan.sweep)
+    write_plan(plan, folder)
+    chosen = select(inspect(folder, plan.to_dict(), config.limits.lost_attempts), config.point)
+    if config.point is None or len(chosen) > 1:
+        raise UserError(
+            f"point={config.point} fits {len(chosen)} points; name one: {', '.join(s.point_id for s in chosen[:4])}, ..."
+        )
+    point = next(point for point in plan.points if point.point_id == chosen[0].point_id)
+    run = folder.run(point.run.run_id)
+    open_run(run, point.run)
+    try:
+        verdict = execute(run, "train", lambda: None)
+    except KeyboardInterrupt:
+        return complain(f"interrupted; the same command continues {run.run_id}", INTERRUPTED)
+    if verdict is None:
+        raise MachineFault(f"another process is training {run.run_id}; `isoflop status` shows it.")
+    show_status(folder, select(inspect(folder, plan.to_dict(), config.limits.lost_attempts), point.point_id), [], config.format)
+    return 1 if verdict.startswith(FAILED) else 0
+
+
+HELP = """isoflop train [sweep=NAME] point=ID or its beginning [key=value ...]
+
+Train one point of a sweep in this process (continuing it if it was begun)."""
+
+
+def main() -> None:
+    """Entry point of the verb."""
+    run_verb("config", _body, HELP)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""A worker: goes through a job's runs in order, claims each by its lock, and executes what nobody else does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from sweeps.external import ExternalTrainerError, train_externally
+from sweeps.jobs import Job, read_job
+from trainer.config import DeviceKind
+from trainer.errors import MachineFault, UserError
+from trainer.lock import BEAT_SECONDS, Lock, holder
+from trainer.runfolder import FAILED, RunConfig, RunFolder, final_record
+
+LOST = "lost: killed, or the machine went down"
+"""Why an attempt without a last line ended."""
+
+ShouldStop = Callable[[], str | None]
+
+
+def work(job_path: str) -> None:
+    """Execute a job: the function that submitit runs.
+
+    Raises
+    ------
+    SystemExit
+        With 1 if a run failed or the machine did, so that schedulers see it.
+    """
+    path = Path(job_path)
+    job = read_job(path)
+    if job is None:
+        raise SystemExit(f"{path / 'job.json'} is not whole")
+    signals: list[str] = []
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda received, frame: signals.append(signal.Signals(received).name))
+
+    def should_stop() -> str | None:
+        if signals:
+            return f"signal {signals[0]}"
+        return "stopped on request" if (path / "stop").exists() else None
+
+    with Lock(path) as mine:
+        if mine is None:
+            return
+        slot = _wait_for_slot(path.parent, job, should_stop)
+        if slot is None:
+            return
+        if job.device == DeviceKind.cuda:
+            os.environ["CUDA_VISIBLE_DEVICES"] = slot.folder.name.rpartition("-")[2]  # before torch is imported
+        try:
+            failed = _work_through(path, job, should_stop)
+        except MachineFault as fault:
+            raise SystemExit(f"isoflop: {fault}") from None
+        finally:
+            slot.release()
+    if failed:
+        raise SystemExit(1)
+
+
+def execute(folder: RunFolder, job: str, should_stop: ShouldStop) -> str | None:
+    """Claim one run and bring it to its end.
+
+    Returns
+    -------
+    str or None
+        The verdict, or ``stopped: <reason>``; None where somebody else holds the run.
+
+    Raises
+    ------
+    MachineFault
+        If the disk or the machine failed; the run can be continued.
+    """
+    with Lock(folder.path, job=job) as lock:
+        if lock is None:
+            return None
+        poll = _Poll(lambda: _stop_reason(folder, lock, should_stop))
+        _close_lost_attempt(folder)
+        try:
+            config = folder.read_config()
+        except UserError as error:
+            sys.stderr.write(f"isoflop: {error}\n")
+            return f"{FAILED}{error}"
+        try:
+            if config.recipe.command is not None:
+                return train_externally(folder, config, job, poll)
+            from trainer.loop import train
+
+            return train(folder, folder.path.parent.parent, job=job, should_stop=poll)
+        except MachineFault:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            if lock.lost.is_set():
+                return "stopped: the lock was lost"
+            return _fail(folder, config, _cause(error))
+
+
+class _Poll:
+    """A question asked at every step, answered from the disk at most twice per heartbeat."""
+
+    def __init__(self, ask: ShouldStop) -> None:
+        self._ask = ask
+        self._next = 0.0
+        self._answer: str | None = None
+
+    def __call__(self) -> str | None:
+        now = time.monotonic()
+        if self._answer is None and now >= self._next:
+            self._next = now + BEAT_SECONDS / 2
+            self._answer = self._ask()
+        return self._answer
+
+
+def _stop_reason(folder: RunFolder, lock: Lock, should_stop: ShouldStop) -> str | None:
+    if lock.lost.is_set():
+        return "the lock was lost"
+    return "cancelled" if folder.cancel_path.exists() else should_stop()
+
+
+def _work_through(path: Path, job: Job, should_stop: ShouldStop) -> int:
+    """Take the first claimable run until there is none; returns how many failed."""
+    sweep = path.parent.parent
+    failed: set[str] = set()
+    while should_stop() is None:
+        folder = next((f for f in (RunFolder(sweep / run) for run in job.runs) if _claimable(f, failed)), None)
+        if folder is None:
+            break
+        verdict = execute(folder, path.name, should_stop)
+        if verdict is not None and verdict.startswith(FAILED):
+            failed.add(folder.run_id)
+    return len(failed)
+
+
+def _claimable(folder: RunFolder, failed: set[str]) -> bool:
+    if folder.run_id in failed or folder.cancel_path.exists() or holder(folder.path) is not None:
+        return False
+    return not folder.points()
+
+
+def _wait_for_slot(jobs: Path, job: Job, should_stop: ShouldStop) -> Lock | None:
+    """One of the sweep's slots, held; None if asked to stop before one is free."""
+    while should_stop() is None:
+        for number in range(job.slots):
+            place = jobs / f"slot-{number}"
+            place.mkdir(exist_ok=True)
+            slot = Lock(place)
+            if slot.acquire():
+                return slot
+        time.sleep(0.5)
+    return None
+
+
+def _close_lost_attempt(folder: RunFolder) -> None:
+    attempts = folder.attempts()
+    if attempts and "why" not in attempts[-1]:
+        folder.end_attempt(attempts[-1]["attempt"], LOST)
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, UserError | ExternalTrainerError):
+        return str(error)
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return "OOM"
+    return "".join(traceback.format_exception_only(error)).strip().splitlines()[-1][:300]
+
+
+def _fail(folder: RunFolder, config: RunConfig, cause: str) -> str:
+    verdict = f"{FAILED}{cause}"
+    attempts = folder.attempts()
+    number = attempts[-1]["attempt"] if attempts else 0
+    for point_id in config.recipe.point_ids:
+        if point_id not in folder.points():
+            folder.write_point(
+                final_record(config, point_id=point_id, tokens=0, loss=None, verdict=verdict, attempt=number)
+            )
+    return verdict

@@ -1,0 +1,65 @@
+"""AdamW on flat parameters: fp32 master, fp32 gradient and moments, and the copy the model computes with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.recipe import OptimRecipe
+
+
+class FlatAdamW:
+    """Decoupled weight decay (Loshchilov and Hutter 2019) for the first ``matrices`` numbers, none for the rest.
+
+    ``params`` is the flat tensor in the dtype of the forward pass: the master itself in fp32, else a copy that each
+    update refreshes.
+    """
+
+    def __init__(self, initial: Tensor, recipe: OptimRecipe, *, matrices: int, dtype: torch.dtype) -> None:
+        self.master = initial
+        self.gradient = torch.zeros_like(initial)
+        self.params = initial if dtype is initial.dtype else initial.to(dtype)
+        self._clip = recipe.clip
+        groups = []
+        for part, decay in ((slice(None, matrices), recipe.weight_decay), (slice(matrices, None), 0.0)):
+            param = self.master[part]
+            param.grad = self.gradient[part]
+            groups.append({"params": [param], "weight_decay": decay})
+        self._adamw = torch.optim.AdamW(
+            groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True
+        )
+
+    def accumulate(self, gradient: Tensor, *, first: bool) -> None:
+        """Add a flat gradient of any dtype; the first one of an update replaces the last update's."""
+        if first:
+            self.gradient.copy_(gradient)
+        else:
+            self.gradient.add_(gradient)
+
+    def update(self, lr: float) -> Tensor:
+        """Clip, update, refresh the copy; returns the gradient's norm before clipping, still on the device."""
+        norm: Tensor = torch.linalg.vector_norm(self.gradient)
+        if self._clip > 0:
+            self.gradient.mul_((self._clip / (norm + 1e-6)).clamp_(max=1.0))
+        for group in self._adamw.param_groups:
+            group["lr"] = lr
+        self._adamw.step()
+        self._refresh()
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Master parameters and moments."""
+        return {"master": self.master, "adamw": self._adamw.state_dict()["state"]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Back from :meth:`state_dict`."""
+        self.master.copy_(state["master"])
+        groups = self._adamw.state_dict()["param_groups"]
+        self._adamw.load_state_dict({"state": state["adamw"], "param_groups": groups})
+        self._refresh()
+
+    def _refresh(self) -> None:
+        if self.params is not self.master:
+            self.params.copy_(self.master)

@@ -1,0 +1,1 @@
+"""Examples of programs that keep the run-folder contract."""

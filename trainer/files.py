@@ -1,0 +1,103 @@
+"""Writes that a reader, a crash or a full disk never sees half done."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.errors import MachineFault
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full; free some space and start again",
+    errno.EDQUOT: "the disk quota is used up; free some space and start again",
+    errno.EROFS: "the file system is read-only; choose another folder with root= or out=",
+    errno.EACCES: "permission is denied; choose another folder with root= or out=, or change its owner",
+    errno.EPERM: "permission is denied; choose another folder with root= or out=, or change its owner",
+    errno.EIO: "the disk reports an input/output error",
+}
+
+
+@contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` about the disk under ``path`` into a :class:`MachineFault` of one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            raise MachineFault(f"cannot write {path}: {_DISK_ERRORS[error.errno]}.") from error
+        raise
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write ``content`` to ``path`` so that every reader sees the old file or the new one, never a part.
+
+    Raises
+    ------
+    MachineFault
+        If the disk is full or read-only; the old file is then untouched.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole; floats keep full precision."""
+    write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    """Write ``value`` as YAML in the order given, whole."""
+    write_whole(path, yaml.dump(value, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False))
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file written by :func:`write_yaml`."""
+    return yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one JSON object as one line; a torn line left by a crash is closed first, so it spoils only itself."""
+    line = json.dumps(record, allow_nan=False).encode() + b"\n"
+    with disk_faults(path), path.open("a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, "short write", str(path))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Every whole JSON object of a file of lines; torn lines, and a missing file, are tolerated."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in raw.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # a write cut short by a kill
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records

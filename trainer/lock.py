@@ -1,0 +1,182 @@
+"""One writer per folder, also where flock means nothing: a lock file made by link(2), and a heartbeat beside it.
+
+A lock is dead when its process is known to be gone (same machine) or when its heartbeat has not moved for
+``STALE_SECONDS`` (another machine). A dead lock is taken over by renaming it away, which only one taker can do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+from trainer.files import disk_faults, write_whole
+
+BEAT_SECONDS = 2.0
+STALE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock; ``born`` tells a process from a later one with its number."""
+
+    token: str
+    host: str
+    pid: int
+    born: str
+    job: str
+
+
+def process_birth(pid: int) -> str | None:
+    """When the process began, in the kernel's own words; "" where that cannot be known; None if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass
+        return ""
+    except (OSError, PermissionError):
+        return ""
+    return None if fields[0] in "ZX" else f"{_boot()}/{fields[19]}"  # a zombie holds nothing
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def holder(folder: Path) -> Holder | None:
+    """Who holds the folder's lock and lives; None if nobody."""
+    found = _read(folder / "lock")
+    return found if found is not None and _lives(folder, found) else None
+
+
+def _read(path: Path) -> Holder | None:
+    try:
+        return Holder(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _lives(folder: Path, who: Holder) -> bool:
+    if who.host == socket.gethostname():
+        birth = process_birth(who.pid)
+        return birth is not None and birth in ("", who.born)
+    return time.time() - max(map(_mtime, (folder / "lock", folder / "heartbeat"))) < STALE_SECONDS
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+class Lock:
+    """Holds a folder's lock while its ``with`` block runs, beating every ``BEAT_SECONDS``.
+
+    ``with Lock(folder, job) as lock`` gives None where somebody else holds it. ``lock.lost`` is set when the lock was
+    taken away (the machine slept, the folder was moved): its holder must then write nothing more. ``on_beat`` is called
+    at each heartbeat, in the heartbeat's thread.
+    """
+
+    def __init__(self, folder: Path, job: str = "", on_beat: Callable[[], None] | None = None) -> None:
+        self.folder = folder
+        self.lost = threading.Event()
+        pid = os.getpid()
+        self._me = Holder(secrets.token_hex(8), socket.gethostname(), pid, process_birth(pid) or "", job)
+        self._on_beat = on_beat
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"heartbeat {folder.name}", daemon=True)
+
+    def acquire(self) -> bool:
+        """Take the lock and begin to beat; False where somebody else holds it."""
+        if not self._take():
+            return False
+        self._thread.start()
+        return True
+
+    def release(self) -> None:
+        """Stop beating and give the lock back."""
+        self._stop.set()
+        self._thread.join()
+        if self.owned():
+            (self.folder / "lock").unlink(missing_ok=True)
+
+    def __enter__(self) -> Lock | None:
+        return self if self.acquire() else None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._thread.ident is not None:  # never held, nothing to give back
+            self.release()
+
+    def owned(self) -> bool:
+        """Whether the file on disk is still this lock."""
+        found = _read(self.folder / "lock")
+        return found is not None and found.token == self._me.token
+
+    def _take(self) -> bool:
+        path = self.folder / "lock"
+        mine = self.folder / f".lock.{self._me.token}"
+        write_whole(mine, json.dumps(asdict(self._me)))
+        try:
+            for _ in range(3):
+                try:
+                    os.link(mine, path)
+                    self._touch()
+                    return True
+                except FileExistsError:
+                    pass
+                found = _read(path)
+                if found is not None and _lives(self.folder, found):
+                    return False
+                self._clear_dead(path, found)
+            return False
+        finally:
+            mine.unlink(missing_ok=True)
+
+    def _clear_dead(self, path: Path, dead: Holder | None) -> None:
+        """Rename a dead lock away; where a live one was caught by the rename instead, put it back."""
+        caught_path = self.folder / f".lock.dead.{self._me.token}"
+        try:
+            path.rename(caught_path)
+        except FileNotFoundError:
+            return
+        caught = _read(caught_path)
+        if caught is not None and (dead is None or caught.token != dead.token):
+            try:
+                os.link(caught_path, path)
+            except FileExistsError:
+                pass  # a third one was quicker; the owner of the caught lock sees that it lost it
+        caught_path.unlink(missing_ok=True)
+
+    def _touch(self) -> None:
+        with disk_faults(self.folder / "heartbeat"):
+            (self.folder / "heartbeat").touch()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            if not self.owned():
+                self.lost.set()
+                return
+            try:
+                (self.folder / "heartbeat").touch()
+            except OSError:
+                continue  # a full disk; the next beat may pass
+            if self._on_beat is not None:
+                self._on_beat()

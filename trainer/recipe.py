@@ -1,0 +1,149 @@
+"""A recipe: everything that decides what a run measures, as numbers; and the identity made from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.config import Cooldown, Decay, Precision, plain
+from trainer.errors import UserError
+from trainer.shape import Activation, FlopCount, Positions, Shape
+
+SCHEMA = 1
+"""Version of what a run folder holds; folders of a newer one are refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """The corpus, by content, and the validation windows."""
+
+    corpus: str
+    eval_windows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimRecipe:
+    """AdamW's numbers; ``batch`` in tokens per update, a multiple of the sequence length."""
+
+    lr: float
+    batch: int
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleRecipe:
+    """The learning rate's course in steps; ``final`` is relative to the peak."""
+
+    decay: Decay
+    warmup_steps: int
+    cooldown_steps: int
+    cooldown_shape: Cooldown
+    final: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One run. Two runs of one recipe are the same run, on whatever machine, under whatever name."""
+
+    model: Shape
+    data: DataRecipe
+    optim: OptimRecipe
+    schedule: ScheduleRecipe
+    steps: int
+    seed: int
+    dtype: Precision
+    command: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens: whole batches."""
+        return self.steps * self.optim.batch
+
+    @property
+    def sequences(self) -> int:
+        """Sequences per update."""
+        return self.optim.batch // self.model.sequence
+
+    def flops(self, count: FlopCount = FlopCount.matmul) -> float:
+        """Planned training FLOPs."""
+        return self.model.flops(self.tokens, count)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON and YAML know it."""
+        out: dict[str, Any] = plain(self)
+        return out
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Recipe:
+        """Back from :meth:`to_dict`."""
+        model = dict(raw["model"])
+        model["activation"] = Activation(model["activation"])
+        model["positions"] = Positions(model["positions"])
+        schedule = dict(raw["schedule"])
+        schedule["decay"] = Decay(schedule["decay"])
+        schedule["cooldown_shape"] = Cooldown(schedule["cooldown_shape"])
+        return cls(
+            model=Shape(**model),
+            data=DataRecipe(**raw["data"]),
+            optim=OptimRecipe(**raw["optim"]),
+            schedule=ScheduleRecipe(**schedule),
+            steps=raw["steps"],
+            seed=raw["seed"],
+            dtype=Precision(raw["dtype"]),
+            command=raw["command"],
+        )
+
+    @property
+    def run_id(self) -> str:
+        """Readable prefix plus a hash of every number above, floats in full."""
+        canonical = json.dumps({"schema": SCHEMA, **self.to_dict()}, sort_keys=True, allow_nan=False)
+        digest = hashlib.sha256(canonical.encode()).hexdigest()[:10]
+        c, n, d = self.flops(), self.model.params_non_embedding, self.tokens
+        return f"c{_scientific(c)}-n{_short(n)}-d{_short(d)}-{digest}"
+
+    @property
+    def point_ids(self) -> tuple[str, ...]:
+        """The points this run gives: one, under the run's own id."""
+        return (self.run_id,)
+
+
+def _scientific(value: float) -> str:
+    """12345 -> 1.2e4, 3e12 -> 3e12."""
+    exponent = math.floor(math.log10(value))
+    mantissa = round(value / 10**exponent, 1)
+    if mantissa >= 10:
+        mantissa, exponent = mantissa / 10, exponent + 1
+    return f"{mantissa:g}e{exponent}"
+
+
+def _short(value: float) -> str:
+    """55296 -> 55k, 5400000 -> 5.4M: two digits at least."""
+    for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            scaled = value / limit
+            return f"{scaled:.1f}{suffix}" if scaled < 10 else f"{scaled:.0f}{suffix}"
+    return f"{value:.0f}"
+
+
+def check_schema(version: Any, where: str) -> None:
+    """Refuse what a newer isoflop wrote.
+
+    Raises
+    ------
+    UserError
+        If ``version`` is newer than this program's, or no version at all.
+    """
+    if not isinstance(version, int) or version < 1:
+        raise UserError(f"{where}: schema={version!r} is not a version number; the file is damaged or not isoflop's.")
+    if version > SCHEMA:
+        raise UserError(
+            f"{where}: schema={version} was written by a newer isoflop (this one knows up to {SCHEMA}); "
+            "upgrade isoflop or choose another root=."
+        )

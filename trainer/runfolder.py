@@ -1,0 +1,328 @@
+"""The run folder: the contract between whoever trains a run and whoever reads it.
+
+::
+
+    <root>/<sweep>/<run id>/
+        config.yaml       recipe, runtime, parameters, planned FLOPs, provenance; written before the first attempt
+        metrics.jsonl     one row per logged step (append only)
+        attempts.jsonl    one line when an attempt starts, one when it ends
+        checkpoints/      the trainer's own
+        points.jsonl      one final record per point, written last
+        lock, heartbeat   one writer at a time (trainer.lock)
+        cancel            present while somebody wants the run stopped
+
+A metrics row: ``step`` (0-based index of the update), ``tokens`` and ``flops`` after it, ``train_loss`` (mean since the
+last row), ``val_loss`` (where measured), ``lr``, ``grad_norm``, ``tokens_per_second``, ``attempt``, ``time``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.config import DeviceKind, Keep, TrackingConfig, plain
+from trainer.errors import UserError
+from trainer.files import append_line, read_lines, read_yaml, write_whole, write_yaml
+from trainer.recipe import SCHEMA, Recipe, check_schema
+from trainer.shape import FlopCount
+
+DONE, DIVERGED = "done", "diverged"
+FAILED = "failed: "
+"""A failed verdict is this plus its cause."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """How a run is executed: nothing here changes its losses beyond the last bits, and nothing here is hashed."""
+
+    device: DeviceKind
+    threads: int
+    micro_batch: int
+    eval_steps: tuple[int, ...]
+    """Validation is measured after this many updates; rising, the last one is the recipe's ``steps``."""
+    log_every: int
+    checkpoint_seconds: float
+    keep: Keep
+    tracking: TrackingConfig
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Runtime:
+        """Back from :func:`trainer.config.plain`."""
+        from trainer.config import Backend, WandbMode
+
+        tracking = dict(raw["tracking"])
+        tracking["backend"] = Backend(tracking["backend"])
+        tracking["mode"] = WandbMode(tracking["mode"])
+        return cls(
+            device=DeviceKind(raw["device"]),
+            threads=raw["threads"],
+            micro_batch=raw["micro_batch"],
+            eval_steps=tuple(raw["eval_steps"]),
+            log_every=raw["log_every"],
+            checkpoint_seconds=raw["checkpoint_seconds"],
+            keep=Keep(raw["keep"]),
+            tracking=TrackingConfig(**tracking),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What ``config.yaml`` says."""
+
+    sweep: str
+    recipe: Recipe
+    runtime: Runtime
+    budget: float | None = None
+    """The FLOPs (matmul count) the design asked for; None where it asked for tokens."""
+    axes: Mapping[str, Any] = field(default_factory=dict)
+    """The sweep's further axes and this run's values on them."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Git commit and versions at submission."""
+    kernels: Mapping[str, Any] = field(default_factory=dict)
+    """What the trainer chose for this shape at its first attempt; kept by every later one."""
+
+    @property
+    def run_id(self) -> str:
+        """The recipe's."""
+        return self.recipe.run_id
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the file has it: counts that follow from the recipe stand there for readers, and are not read back."""
+        shape = self.recipe.model
+        return {
+            "schema": SCHEMA,
+            "run_id": self.run_id,
+            "points": list(self.recipe.point_ids),
+            "sweep": self.sweep,
+            "budget": self.budget,
+            "axes": plain(dict(self.axes)),
+            "tokens": self.recipe.tokens,
+            "params": {"total": shape.params_total, "non_embedding": shape.params_non_embedding}
+            | {"groups": shape.params_by_group()},
+            "flops": {count.value: self.recipe.flops(count) for count in FlopCount},
+            "recipe": self.recipe.to_dict(),
+            "runtime": plain(self.runtime),
+            "provenance": plain(dict(self.provenance)),
+            "kernels": plain(dict(self.kernels)),
+        }
+
+
+class RunFolder:
+    """Reads and writes one run folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def run_id(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def config_path(self) -> Path:
+        """``config.yaml``."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def cancel_path(self) -> Path:
+        """Present while somebody wants the run stopped."""
+        return self.path / "cancel"
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write ``config.yaml``, whole."""
+        write_yaml(self.config_path, config.to_dict())
+
+    def read_config(self) -> RunConfig:
+        """Read ``config.yaml`` and check that it is the one this folder was made for.
+
+        Raises
+        ------
+        UserError
+            If it is missing, damaged, of a newer schema, or if its recipe's id is not the folder's name.
+        """
+        where = str(self.config_path)
+        try:
+            raw = read_yaml(self.config_path)
+        except FileNotFoundError:
+            raise UserError(f"{where} is missing, so {self.path} is no run folder; run `isoflop submit` again.") from None
+        except Exception as error:
+            raise UserError(f"{where} is damaged; move the folder away and submit again.") from error
+        if not isinstance(raw, dict):
+            raise UserError(f"{where} is damaged; move the folder away and submit again.")
+        check_schema(raw.get("schema"), where)
+        try:
+            config = RunConfig(
+                sweep=raw["sweep"],
+                recipe=Recipe.from_dict(raw["recipe"]),
+                runtime=Runtime.from_dict(raw["runtime"]),
+                budget=raw["budget"],
+                axes=raw["axes"],
+                provenance=raw["provenance"],
+                kernels=raw["kernels"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where} lacks or garbles {error}; move the folder away and submit again.") from error
+        if config.run_id != self.run_id:
+            raise UserError(
+                f"{where}: its recipe has the id {config.run_id}, not the folder's name, so it was edited or moved; "
+                "restore it, or move the folder away and submit again."
+            )
+        return config
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Valid metrics rows, by rising step: an attempt that resumed at step s voids earlier rows at or above s."""
+        resumed = {line["attempt"]: line.get("resume_step") for line in self.attempts()}
+        kept: list[dict[str, Any]] = []
+        attempt: Any = None
+        for row in read_lines(self.path / "metrics.jsonl"):
+            step = row.get("step")
+            if not isinstance(step, int):
+                continue
+            if row.get("attempt") != attempt:
+                attempt = row.get("attempt")
+                start = resumed.get(attempt)
+                step = min(step, start) if isinstance(start, int) else step
+            while kept and kept[-1]["step"] >= step:
+                kept.pop()
+            kept.append(row)
+        return kept
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one row; NaN and infinities become null, which JSON can hold."""
+        append_line(self.path / "metrics.jsonl", {key: finite_or_none(value) for key, value in row.items()})
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """One record per attempt, its start and end lines merged; an attempt killed outright has no ``why``."""
+        merged: dict[int, dict[str, Any]] = {}
+        for line in read_lines(self.path / "attempts.jsonl"):
+            if isinstance(line.get("attempt"), int):
+                merged.setdefault(line["attempt"], {}).update(line)
+        return [merged[key] for key in sorted(merged)]
+
+    def start_attempt(self, job: str, resume_step: int | None) -> int:
+        """Write an attempt's first line and return its number, from 0."""
+        attempts = self.attempts()
+        number = attempts[-1]["attempt"] + 1 if attempts else 0
+        self._attempt_line(
+            attempt=number,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            job=job,
+            start=time.time(),
+            resume_step=resume_step,
+        )
+        return number
+
+    def end_attempt(self, attempt: int, why: str) -> None:
+        """Write an attempt's last line: why it ended."""
+        self._attempt_line(attempt=attempt, end=time.time(), why=why)
+
+    def _attempt_line(self, **record: Any) -> None:
+        append_line(self.path / "attempts.jsonl", record)
+
+    def points(self) -> dict[str, dict[str, Any]]:
+        """The valid final record of each point that has one, by point id; the last one written counts."""
+        records = {}
+        for record in read_lines(self.path / "points.jsonl"):
+            if _is_final(record, self.run_id):
+                records[record["point_id"]] = record
+        return records
+
+    def write_point(self, record: Mapping[str, Any]) -> None:
+        """Append a point's final record."""
+        append_line(self.path / "points.jsonl", {key: finite_or_none(value) for key, value in record.items()})
+
+    def forget_failure(self) -> None:
+        """Drop failed final records, so that the run is tried again; measured points stay."""
+        kept = [record for record in self.points().values() if not record["verdict"].startswith(FAILED)]
+        for record in kept:
+            record.pop("_", None)
+        path = self.path / "points.jsonl"
+        if kept:
+            import json
+
+            write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
+        else:
+            path.unlink(missing_ok=True)
+
+
+def final_record(
+    config: RunConfig,
+    *,
+    point_id: str,
+    tokens: int,
+    loss: float | None,
+    verdict: str,
+    bits_per_byte: float | None = None,
+    flags: Sequence[str] = (),
+    attempt: int = 0,
+) -> dict[str, Any]:
+    """The final record of a point, with every count the fits need.
+
+    Parameters
+    ----------
+    tokens
+        Training tokens really consumed; the FLOPs follow from them.
+    loss
+        Final validation loss in nats per token; None where the run did not reach one.
+    verdict
+        ``done``, ``diverged`` or ``failed: <cause>``.
+    """
+    recipe, shape = config.recipe, config.recipe.model
+    return {
+        "schema": SCHEMA,
+        "point_id": point_id,
+        "run_id": config.run_id,
+        "cluster_id": config.run_id,
+        "sweep": config.sweep,
+        "seed": recipe.seed,
+        "corpus": recipe.data.corpus,
+        "budget": config.budget,
+        "axes": plain(dict(config.axes)),
+        "shape": plain(shape),
+        "params_total": shape.params_total,
+        "params_non_embedding": shape.params_non_embedding,
+        "params_embedding": shape.params_embedding,
+        "params_head": shape.params_head,
+        "tokens": tokens,
+        "unique_tokens": tokens,
+        **{f"flops_{count.value}": shape.flops(tokens, count) for count in FlopCount},
+        "steps": recipe.steps,
+        "batch": recipe.optim.batch,
+        "lr": recipe.optim.lr,
+        "schedule": recipe.schedule.decay.value,
+        "horizon": recipe.tokens,
+        "loss": loss,
+        "loss_unit": "nats/token",
+        "bits_per_byte": bits_per_byte,
+        "verdict": verdict,
+        "flags": list(flags),
+        "attempt": attempt,
+        "time": time.time(),
+    }
+
+
+def finite_or_none(value: Any) -> Any:
+    """NaN and infinities as None, which JSON can hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_final(record: Mapping[str, Any], run_id: str) -> bool:
+    verdict = record.get("verdict")
+    if record.get("run_id") != run_id or not isinstance(record.get("point_id"), str) or not isinstance(verdict, str):
+        return False
+    if verdict == DONE:
+        loss, tokens, horizon = record.get("loss"), record.get("tokens"), record.get("horizon")
+        return isinstance(loss, float) and isinstance(tokens, int) and isinstance(horizon, int) and tokens >= horizon
+    return verdict == DIVERGED or verdict.startswith(FAILED)
