@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from analysis.bootstrap import percentile
@@ -111,7 +113,7 @@ def _envelope(rows: Rows, curves: Curves, weights: Floats, config: FitConfig) ->
     return Envelope(fit=fit, **_common(fit.laws, values, rows, config))
 
 
-def _common(laws: PowerLaws, values: Floats, rows: Rows, config: FitConfig) -> dict[str, object]:
+def _common(laws: PowerLaws, values: Floats, rows: Rows, config: FitConfig) -> dict[str, Any]:
     """What Approaches 1 and 2 share: exponents, optima and replicates from power laws."""
     good = np.isfinite(values).all(axis=1)
     kept, budgets = values[good], stated_budgets(rows)

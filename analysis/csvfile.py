@@ -14,6 +14,7 @@ from trainer.errors import UserError
 
 ALIASES = {"params": "params_total", "flops": "flops_logged"}
 """What a file calls plainly params and flops: all parameters, and C as its source counts it."""
+ROW = " row"  # a name that no file's column has, as theirs are stripped
 NAMES = (*ALIASES, *POINT_COLUMNS, "step", "progress", "train_loss", "val_loss")
 
 
@@ -36,10 +37,10 @@ def read_csv(path: Path, columns: Mapping[str, str] | None = None) -> Tables:
     """
     raw = _read(path)
     table = _renamed(raw, path, dict(columns or {}))
-    notes = _flops(table)
-    if {"params", "params_total"} & set((columns or {}) | dict.fromkeys(raw.columns)):
+    notes = _flops(table, path)
+    if "params_total" in table and not {"params_total", "params_non_embedding"} & {*raw.columns, *(columns or {})}:
         notes.append("N is taken for all parameters; map columns.params_non_embedding instead if it leaves some out.")
-    table["row"] = [f"row {i}" for i in range(1, len(table) + 1)]
+    table[ROW] = [f"row {i}" for i in range(1, len(table) + 1)]
     if not _is_curves(table):
         return _points(table, str(path), tuple(notes))
     return _curves(table, str(path), notes)
@@ -68,7 +69,8 @@ def _renamed(raw: pd.DataFrame, path: Path, columns: dict[str, str]) -> pd.DataF
             raise UserError(f"columns.{ours}={theirs}: there is no column {ours} here; choose of {', '.join(NAMES)}.")
         if theirs not in raw:
             raise UserError(f"columns.{ours}={theirs}: {path} has no such column, only {', '.join(raw.columns)}.")
-    wanted = {name: name for name in NAMES if name in raw} | columns
+    taken = set(columns.values())  # a column mapped to one name is not taken for another besides
+    wanted = {name: name for name in NAMES if name in raw and name not in taken} | columns
     if "loss" not in wanted and "val_loss" in wanted:
         wanted["loss"] = wanted["val_loss"]
     has_params = {"params", "params_total", "params_non_embedding"} & set(wanted)
@@ -85,17 +87,19 @@ def _renamed(raw: pd.DataFrame, path: Path, columns: dict[str, str]) -> pd.DataF
         found["params_total"] = raw[columns["params"]]
     further = {name: raw[name] for name in raw.columns if name not in found and name not in ALIASES}
     table = pd.DataFrame(found | further).copy()
-    for name in [name for name in table if POINT_COLUMNS.get(name, CURVE_COLUMNS.get(name)) == "number"]:
+    for name in [str(name) for name in table if POINT_COLUMNS.get(str(name), CURVE_COLUMNS.get(str(name))) == "number"]:
         table[name] = numbers(table[name])
     return table
 
 
-def _flops(table: pd.DataFrame) -> list[str]:
-    """Add C = 6 N D where the file gives none; what was done, in a sentence."""
-    if "flops_6nd" in table:
-        return []
+def _flops(table: pd.DataFrame, path: Path) -> list[str]:
+    """Count flops_6nd, which needs no column; what was assumed, in sentences."""
     name = "params_total" if "params_total" in table else "params_non_embedding"
+    given = table.get("flops_6nd")
     table["flops_6nd"] = 6 * table[name] * table["tokens"]
+    if given is not None:
+        off = int((np.abs(given / table["flops_6nd"] - 1) > 0.01).sum())
+        return [f"{off} rows of {path} have a flops_6nd that is not 6 N D; it was counted anew."] if off else []
     if any(
         table[column].notna().any()
         for column in ("flops_logged", "flops_matmul", "flops_chinchilla")
@@ -112,7 +116,7 @@ def _is_curves(table: pd.DataFrame) -> bool:
 
 def _points(table: pd.DataFrame, source: str, notes: tuple[str, ...], curves: pd.DataFrame | None = None) -> Tables:
     points = table.copy()
-    row = points.pop("row")
+    row = points.pop(ROW)
     if "point_id" not in points:
         points["point_id"] = row
     if "run_id" not in points:
@@ -128,7 +132,7 @@ def _curves(table: pd.DataFrame, source: str, notes: list[str]) -> Tables:
     """Curves, and the last row of each run as its point; a run without a usable last row is cleaned out later."""
     good = np.isfinite(table["tokens"]) & table["run_id"].notna()
     lost = tuple(
-        Exclusion(row=str(row), reason="run_id or tokens is missing or not a number") for row in table.loc[~good, "row"]
+        Exclusion(row=str(row), reason="run_id or tokens is missing or not a number") for row in table.loc[~good, ROW]
     )
     table = table[good].sort_values(["run_id", "tokens"], kind="stable").reset_index(drop=True)
     last = table.groupby("run_id")["tokens"].transform("max")

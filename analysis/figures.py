@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 FIGURES = ("frontier", "envelope", "isoflop", "parametric")
 WIDTH = 7.2
 """Inches: a page of two columns."""
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 8,
     "axes.labelsize": 8,
+    "axes.titlesize": 7.5,
+    "axes.titlelocation": "left",
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "legend.fontsize": 6.5,
@@ -147,21 +149,19 @@ def _envelope(fit: ConventionFit, approach: Envelope, curves: pd.DataFrame | Non
     sizes = np.array([curve.params for curve in drawn] or one.params)
     colours = ScalarMappable(LogNorm(*views.padded(sizes, 1.0001)), cmap=views.COLOUR_MAP)
     lines = [np.column_stack([curve.flops, curve.loss]) for curve in drawn]
-    colour_of_line = [colours.to_rgba(curve.params) for curve in drawn]
+    colour_of_line = [colours.to_rgba(np.array(curve.params)) for curve in drawn]
     panels[0].add_collection(LineCollection(lines, colors=colour_of_line, linewidths=0.6))
-    panels[0].plot(one.flops, one.loss, ".", color="black", ms=1.5, label="envelope of the minima")
+    panels[0].plot(one.flops, one.loss, ".", color="black", ms=1.5)
     panels[0].set(xscale="log", yscale="log")
     x, y = views.curve_window(drawn, approach)
     panels[0].set_xlim(*x)
     panels[0].set_ylim(*y)
-    panels[0].legend(loc="upper right")
+    panels[0].set_title("black: lowest loss at each C")
     panels[0].set_xlabel(views.flops_label(fit.conventions))
     panels[0].set_ylabel(views.loss_label(fit.conventions))
     _ticks(panels[0].xaxis, flops_text, most=5)
-    _ticks(panels[0].yaxis, lambda value: f"{value:g}")
-    bar = figure.colorbar(colours, ax=panels[0], pad=0.01, aspect=30)
-    bar.set_label(views.params_label(fit.conventions))
-    _ticks(bar.ax.yaxis, count_text)
+    _ticks(panels[0].yaxis, "{:g}".format)
+    _bar(figure, panels[0], colours, "N", count_text)
     flops = np.geomspace(one.flops.min() / 1.3, one.flops.max() * 1.3, views.FRONTIER_POINTS)
     _two_laws(panels[1:], fit, approach, "envelope", level, flops, one.flops, (one.params, one.tokens), "black", 3)
     return figure
@@ -180,15 +180,14 @@ def _isoflop(fit: ConventionFit, approach: Isoflop, level: float) -> Figure:
             continue
         panels[0].scatter(n, loss, color=[colour], **POINT)
         panels[0].plot(*views.parabola_line(fit, parabola), color=colour, lw=0.9)
-        panels[0].plot(parabola.n_opt, parabola.loss_opt, "D", color="black", ms=3, zorder=4)
     panels[0].set_xscale("log")
     panels[0].set_xlabel(views.params_label(fit.conventions))
     panels[0].set_ylabel(views.loss_label(fit.conventions))
     _ticks(panels[0].xaxis, count_text, most=5)
-    _budget_bar(figure, panels[0], scale, [parabola.budget for parabola in parabolas], fit)
-    accepted = approach.fit.accepted
-    flops = np.array([parabola.budget for parabola in accepted])
-    found = np.array([[p.n_opt, p.d_opt] for p in accepted], dtype=np.float64).T
+    panels[0].set_title("diamonds: minima")
+    _budget_bar(figure, panels[0], scale, [parabola.budget for parabola in parabolas])
+    flops, *found, lowest = views.minima(approach)
+    panels[0].plot(found[0], lowest, "D", color="black", mec="white", mew=0.5, ms=3.8, zorder=4)
     span = np.geomspace(flops.min() / 1.3, flops.max() * 1.3, views.FRONTIER_POINTS)
     shades = [colours(i) for i, parabola in enumerate(parabolas) if parabola.refused is None]
     _two_laws(panels[1:], fit, approach, "isoflop", level, span, flops, (found[0], found[1]), shades, 16)
@@ -206,8 +205,9 @@ def _parametric(fit: ConventionFit, approach: Parametric, level: float) -> Figur
     panels[2].scatter(fit.rows.flops, views.residual_percent(approach), color=views.COLOURS["parametric"], **POINT)
     panels[2].set_xscale("log")
     panels[2].set_xlabel(views.flops_label(fit.conventions))
-    panels[2].set_ylabel("measured over fitted loss, minus 1 (%)")
-    _ticks(panels[2].xaxis, flops_text, most=4)
+    panels[2].set_ylabel("loss, measured / fitted − 1 (%)")
+    panels[2].set_title("residuals")
+    _ticks(panels[2].xaxis, flops_text, most=5)
     return figure
 
 
@@ -221,19 +221,17 @@ def _contours(figure: Figure, axes: Axes, fit: ConventionFit, approach: Parametr
     lines.set_linewidth(0.7)
     axes.scatter(rows.flops, rows.params, c=rows.loss, cmap=views.COLOUR_MAP, norm=norm, **(POINT | {"s": 8}))
     frontier = views.frontier(fit, approach, at.flops, level)[0]
-    _band(axes, frontier, "parametric", "efficient frontier N*(C)")
+    _band(axes, frontier, "parametric")
     axes.set(xscale="log", yscale="log")
     axes.set_xlim(at.flops[0], at.flops[-1])
     axes.set_ylim(at.params[0], at.params[-1])
     axes.set_xlabel(views.flops_label(fit.conventions))
     axes.set_ylabel(views.params_label(fit.conventions))
     axes.grid(visible=False)
-    _ticks(axes.xaxis, flops_text, most=4)
+    _ticks(axes.xaxis, flops_text, most=5)
     _ticks(axes.yaxis, count_text)
-    axes.legend(loc="upper left", frameon=True, facecolor="white", edgecolor="none", framealpha=0.85)
-    bar = figure.colorbar(ScalarMappable(norm, cmap=views.COLOUR_MAP), ax=axes, pad=0.01, aspect=30)
-    bar.set_label(views.loss_label(fit.conventions))
-    _ticks(bar.ax.yaxis, lambda value: f"{value:g}")
+    axes.set_title("fitted loss; line: N*(C)")
+    _bar(figure, axes, ScalarMappable(norm, cmap=views.COLOUR_MAP), "L", "{:g}".format)
 
 
 def _slices(figure: Figure, axes: Axes, fit: ConventionFit, approach: Parametric) -> None:
@@ -245,8 +243,9 @@ def _slices(figure: Figure, axes: Axes, fit: ConventionFit, approach: Parametric
     axes.set_xscale("log")
     axes.set_xlabel(views.params_label(fit.conventions))
     axes.set_ylabel(views.loss_label(fit.conventions))
-    _ticks(axes.xaxis, count_text, most=4)
-    _budget_bar(figure, axes, scale, [at.budget for at in drawn], fit)
+    _ticks(axes.xaxis, count_text, most=5)
+    axes.set_title("fitted loss along budgets")
+    _budget_bar(figure, axes, scale, [at.budget for at in drawn])
 
 
 def _two_laws(
@@ -263,16 +262,13 @@ def _two_laws(
 ) -> None:
     """N* and D* against C: what was ``found`` at ``flops``, and the power law over ``span`` with its band."""
     for which, axes in enumerate(panels):
-        label = (
-            f"{'ND'[which]}* ∝ C^{'ab'[which]}\n{'ab'[which]} = {views.estimate_text((approach.a, approach.b)[which])}"
-        )
         axes.scatter(flops, found[which], c=colour, s=size, linewidths=0, zorder=3)
-        _band(axes, views.frontier(fit, approach, span, level)[which], name, label)
+        _band(axes, views.frontier(fit, approach, span, level)[which], name)
         _law_axes(axes, fit, which)
-        axes.legend(loc="upper left")
+        axes.set_title(f"{'ab'[which]} = {views.estimate_text((approach.a, approach.b)[which])}")
 
 
-def _band(axes: Axes, frontier: views.Frontier, name: str, label: str) -> None:
+def _band(axes: Axes, frontier: views.Frontier, name: str, label: str = "") -> None:
     colour = views.COLOURS[name]
     axes.plot(frontier.flops, frontier.value, color=colour, ls=views.DASHES[name], label=label)
     if frontier.low is not None and frontier.high is not None:
@@ -284,7 +280,7 @@ def _law_axes(axes: Axes, fit: ConventionFit, which: int) -> None:
     axes.set(xscale="log", yscale="log")
     axes.set_xlabel(views.flops_label(fit.conventions))
     axes.set_ylabel(views.tokens_label("D*") if which else views.params_label(fit.conventions, "N*"))
-    _ticks(axes.xaxis, flops_text, most=4)
+    _ticks(axes.xaxis, flops_text, most=5)
     _ticks(axes.yaxis, count_text)
 
 
@@ -317,7 +313,7 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
 def _headroom(axes: Axes, lines: int) -> None:
     """Room for a legend of ``lines`` above what is drawn, on a logarithmic axis."""
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high * (high / low) ** (0.075 * lines))
+    axes.set_ylim(low, high * (high / low) ** (0.055 * lines))
     _ticks(axes.yaxis, count_text)
 
 
@@ -342,14 +338,20 @@ def _budget_colours(budgets: Sequence[float]) -> tuple[ListedColormap, ScalarMap
     return colours, ScalarMappable(BoundaryNorm(np.arange(len(budgets) + 1) - 0.5, len(budgets)), cmap=colours)
 
 
-def _budget_bar(
-    figure: Figure, axes: Axes, scale: ScalarMappable, budgets: Sequence[float], fit: ConventionFit
-) -> None:
+def _bar(figure: Figure, axes: Axes, scale: ScalarMappable, symbol: str, text: Callable[[float], str]) -> None:
+    """A logarithmic colour scale at the right of ``axes``."""
+    bar = figure.colorbar(scale, ax=axes, pad=0.01, aspect=30)
+    bar.ax.set_title(symbol, loc="center")
+    _ticks(bar.ax.yaxis, text)
+
+
+def _budget_bar(figure: Figure, axes: Axes, scale: ScalarMappable, budgets: Sequence[float]) -> None:
+    """The colours of ``budgets`` at the right of ``axes``; with many, every second or third is named."""
     shown = range(0, len(budgets), -(-len(budgets) // 14))
     bar = figure.colorbar(scale, ax=axes, pad=0.01, aspect=30, ticks=list(shown))
     bar.ax.set_yticklabels([flops_text(budgets[i]) for i in shown])
     bar.ax.tick_params(length=0)
-    bar.set_label(views.flops_label(fit.conventions).replace("training FLOPs", "budget"))
+    bar.ax.set_title("C", loc="center")
 
 
 def _footnote(refused: Sequence[tuple[str, Sequence[float]]]) -> str:

@@ -48,6 +48,10 @@ def fit_isoflop(
         for at, rows in ((at, _within(window, np.flatnonzero(budget == at), params, loss)) for at in np.unique(budget))
     )
     accepted = [parabola for parabola in parabolas if parabola.refused is None]
+    chained = sum(len(parabola.rows) for parabola in parabolas if _width(flops[parabola.rows]) > WIDEST_BUDGET)
+    if chained > len(loss) / 2:
+        why = f"{chained} of {len(loss)} rows belong to no distinct budget, so this is no isoFLOP design"
+        return Refused(reason=f"{why} (fit.budget_gap cuts budgets apart).", parabolas=parabolas)
     if len(accepted) < 2:
         reasons = "; ".join(dict.fromkeys(p.refused for p in parabolas if p.refused))
         why = f"{len(accepted)} of {len(parabolas)} budget(s) have a usable parabola, and at least 2 are needed"
@@ -90,6 +94,10 @@ def refit_isoflop(params: Floats, tokens: Floats, loss: Floats, weights: Floats,
     return power_laws(log_flops, log_n, log_d, log_loss, np.isfinite(log_n))
 
 
+def _width(flops: Floats) -> float:
+    return float(flops.max() / flops.min())
+
+
 def _within(window: float | None, rows: Ints, params: Floats, loss: Floats) -> Ints:
     if window is None:
         return rows
@@ -101,8 +109,7 @@ def _within(window: float | None, rows: Ints, params: Floats, loss: Floats) -> I
 def _parabola(budget: float, rows: Ints, params: Floats, tokens: Floats, flops: Floats, loss: Floats) -> Parabola:
     x = np.log(params[rows])
     centre, sizes = float(x.mean()), len(np.unique(x))
-    width = float(flops[rows].max() / flops[rows].min())
-    if width > WIDEST_BUDGET:
+    if _width(flops[rows]) > WIDEST_BUDGET:
         reason = (
             f"rows between {flops[rows].min():.3g} and {flops[rows].max():.3g} FLOPs lie too close to part, too wide"
         )

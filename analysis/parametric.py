@@ -23,6 +23,8 @@ MAX_STEPS = 300
 SMALLEST_DAMPING, LARGEST_DAMPING = 1e-12, 1e9
 STATIONARY = 1e-13  # of the largest gradient there could be
 CONVERGED = 1e-8
+RESAMPLED = 1e-3  # resampling itself moves the gradient by 1 / sqrt(n), far more
+BATCH = 100  # replicates at once: their arrays stay in the cache
 
 
 def fit_parametric(
@@ -92,11 +94,14 @@ def refit_parametric(
     """
     data = _Data.of(params, tokens, loss)
     theta = np.tile(data.centred(start.array()), (len(weights), 1))
-    for step in _continuation(start.delta):
-        theta, _ = minimise(data, weights, theta, step)
-    norm = _Derivatives.of(data, weights, theta, start.delta).gradient_norm
+    norm = np.empty(len(theta))
+    for begin in range(0, len(theta), BATCH):
+        part = slice(begin, begin + BATCH)
+        for delta in _continuation(start.delta):
+            theta[part], _ = minimise(data, weights[part], theta[part], delta, stationary=1e-6, steps=100)
+        norm[part] = _Derivatives.of(data, weights[part], theta[part], start.delta).gradient_norm
     theta = data.uncentred(theta)
-    good = np.isfinite(theta).all(axis=1) & (norm < 1e-6) & (theta[:, 3] > 0) & (theta[:, 4] > 0)
+    good = np.isfinite(theta).all(axis=1) & (norm < RESAMPLED) & (theta[:, 3] > 0) & (theta[:, 4] > 0)
     return theta, good
 
 
@@ -119,7 +124,9 @@ def unsupported(params: Floats, tokens: Floats, loss: Floats) -> str | None:
     return None
 
 
-def minimise(data: _Data, weights: Floats, theta: Floats, delta: float) -> tuple[Floats, Floats]:
+def minimise(
+    data: _Data, weights: Floats, theta: Floats, delta: float, *, stationary: float = STATIONARY, steps: int = MAX_STEPS
+) -> tuple[Floats, Floats]:
     """Damped Newton on a batch of problems.
 
     Parameters
@@ -140,7 +147,7 @@ def minimise(data: _Data, weights: Floats, theta: Floats, delta: float) -> tuple
     value = data.objective(weights, theta, delta)
     damping = np.full(batch, 1e-3)
     active = np.arange(batch)
-    for _ in range(MAX_STEPS):
+    for _ in range(steps):
         if not len(active):
             break
         at = _Derivatives.of(data, weights[active], theta[active], delta)
@@ -148,7 +155,7 @@ def minimise(data: _Data, weights: Floats, theta: Floats, delta: float) -> tuple
         trial = theta[active] + step
         tried = data.objective(weights[active], trial, delta)
         # Below the rounding of the objective a Newton step cannot be judged by it: take one last step, and stop.
-        last = (decrease <= 1e-14 * value[active]) | (at.gradient_norm < STATIONARY)
+        last = (decrease <= 1e-14 * value[active]) | (at.gradient_norm < stationary)
         better = (tried < value[active]) | (last & (tried <= value[active] * (1 + 1e-13)))
         moved = active[better]
         theta[moved], value[moved] = trial[better], tried[better]
@@ -234,7 +241,7 @@ class _Derivatives:
     hessian: Floats
     majoriser: Floats
     largest: Floats
-    """(batch, 5): the gradient if every residual pulled the same way with full force."""
+    """(batch, 5): the gradient if every residual pulled the same way with full force on a term that is all of L."""
 
     @classmethod
     def of(cls, data: _Data, weights: Floats, theta: Floats, delta: float) -> _Derivatives:
@@ -248,7 +255,8 @@ class _Derivatives:
         hessian = (jacobian * (inside - slope)[:, None]) @ transposed + _softmax_curvature(data, slope, pa, pb, pe)
         force = weights * np.minimum(1.0, delta / np.maximum(np.abs(r), delta))
         majoriser = (jacobian * force[:, None]) @ transposed
-        largest = delta * (np.abs(jacobian) @ np.broadcast_to(weights, r.shape)[..., None])[..., 0]
+        reach = np.array([1.0, 1.0, 1.0, np.abs(data.x).mean(), np.abs(data.y).mean()])
+        largest = delta * np.sum(weights, axis=1)[:, None] * reach
         return cls(gradient, hessian, majoriser, largest)
 
     @property

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from analysis.isoflop import WIDEST_BUDGET
 from analysis.laws import Law
 from analysis.optimum import optimum
 from analysis.powerlaw import optimum_of_laws
@@ -41,16 +42,12 @@ DASHES = {"envelope": "solid", "isoflop": "dashed", "parametric": "dashdot"}
 LAW_COLOURS = ("#CC79A7", "#56B4E9", "#E69F00", "#000000")
 COLOUR_MAP = "viridis"
 COUNTS = {"total": "total", "non_embedding": "non-embedding"}
-FLOPS = {
-    "matmul": "every dense matmul",
-    "6nd": "6 N D with total parameters",
-    "chinchilla": "Hoffmann et al. 2022, appendix F",
-    "logged": "as the source logged it",
-}
 FRONTIER_POINTS = 80
 PARABOLA_POINTS = 60
 SURFACE_POINTS = 60
 MOST_SLICES = 9
+CURVE_POINTS, MOST_CURVES, MOST_CURVE_POINTS = 200, 400, 30_000
+"""Per curve, curves, and points of all curves together: more can neither be seen nor loaded quickly."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,14 +148,26 @@ def tokens_label(symbol: str = "D") -> str:
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers within [low, high], at most ``most`` of them and as many as that allows, for a logarithmic axis."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    """Round numbers within [low, high] for a logarithmic axis: as many as ``most`` labels leave room for."""
+    if high < 4 * low:
+        return _even_ticks(low, high, most)
     found: list[float] = []
-    for digits in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9), (1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        found = [d * 10.0**e for e in range(first, last + 1) for d in digits if low <= d * 10.0**e <= high]
-        if len(found) <= most:
+    for digits in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        found = [tick for e in decades for d in digits if low <= (tick := d * 10.0**e) <= high]
+        gap = np.diff(np.log(found)).min(initial=np.inf) / np.log(high / low)
+        if len(found) <= most and gap >= 0.8 / most:
             return found
     return found[:: math.ceil(len(found) / most)]
+
+
+def _even_ticks(low: float, high: float, most: int) -> list[float]:
+    scale = 10.0 ** math.floor(math.log10(max(high - low, 1e-12 * high)) - 1)
+    for step in (1, 2, 2.5, 5, 10, 20, 25, 50, 100):
+        first, last = math.ceil(low / (step * scale)), math.floor(high / (step * scale))
+        if last - first < most:
+            return [float(f"{i * step * scale:.12g}") for i in range(first, last + 1)]
+    return [low]
 
 
 def frontier(
@@ -194,13 +203,11 @@ def frontier_flops(fit: ConventionFit) -> Floats:
     return np.geomspace(low, high, FRONTIER_POINTS)
 
 
-def training_curves(
-    fit: ConventionFit, curves: pd.DataFrame | None, *, most_points: int = 200, total: int = 40_000
-) -> list[Curve]:
+def training_curves(fit: ConventionFit, curves: pd.DataFrame | None) -> list[Curve]:
     """The curves of the rows' runs by rising N, thinned for drawing; C is counted as the rows count it.
 
-    Validation losses, or training losses where some run has fewer than two of those, as in the fit. Each curve keeps at most ``most_points``, evenly spaced in
-    log C, and all together ``total``; below 20 points a curve, evenly spaced curves stay.
+    Validation losses, or training losses where some run has fewer than two of those, as in the fit. Of very many
+    curves, evenly spaced ones stay; each keeps at most 200 points, evenly spaced in log C, the ends included.
     """
     if curves is None or curves.empty:
         return []
@@ -209,11 +216,10 @@ def training_curves(
     validated = used[np.isfinite(used["val_loss"]) & (used["val_loss"] > 0)].groupby("run_id").size()
     loss = "val_loss" if (validated >= 2).sum() == used["run_id"].nunique() else "train_loss"
     every = (_curve(fit, rows[str(run)], frame, loss) for run, frame in used.groupby("run_id", sort=False))
-    found = [curve for curve in every if curve is not None]
-    found.sort(key=lambda curve: (curve.params, curve.flops[-1]))
-    if len(found) * 20 > total:
-        found = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, total // 20).astype(int))]
-    points = max(2, min(most_points, total // max(1, len(found))))
+    found = sorted((curve for curve in every if curve is not None), key=lambda at: (at.params, at.flops[-1]))
+    if len(found) > MOST_CURVES:
+        found = [found[i] for i in np.linspace(0, len(found) - 1, MOST_CURVES).astype(int)]
+    points = min(CURVE_POINTS, MOST_CURVE_POINTS // max(1, len(found)))
     return [_thinned(curve, points) for curve in found]
 
 
@@ -230,6 +236,13 @@ def parabola_line(fit: ConventionFit, parabola: Parabola) -> tuple[Floats, Float
     sizes = fit.rows.params[parabola.rows]
     params = np.geomspace(sizes.min() / 1.1, sizes.max() * 1.1, PARABOLA_POINTS)
     return params, parabola.loss(params)
+
+
+def minima(approach: Isoflop) -> tuple[Floats, Floats, Floats, Floats]:
+    """C, N*, D* and L* of the parabolas that the power laws go through."""
+    found = [(p.budget, p.n_opt, p.d_opt, p.loss_opt) for p in approach.fit.accepted]
+    flops, params, tokens, loss = np.array(found, dtype=np.float64).T
+    return flops, params, tokens, loss
 
 
 def refusals(parabolas: Iterable[Parabola]) -> list[tuple[str, list[float]]]:
@@ -255,19 +268,24 @@ def surface(fit: ConventionFit, law: Parametric, levels: int = 11) -> Surface:
 
 
 def slices(fit: ConventionFit, law: Parametric) -> list[Slice]:
-    """The fitted loss along budgets: those with three sizes or more, thinned to nine; without two such, five even ones.
+    """The fitted loss along budgets, over their rows' sizes and a little beyond.
 
-    Each reaches over its rows' sizes and a little beyond.
+    The budgets are the rows' own, thinned to nine, where those with three sizes or more hold half of the rows;
+    otherwise seven values of C, evenly spaced in logs, each with the rows at most 15 % away from it.
     """
     rows = fit.rows
-    members = {float(c): np.flatnonzero(rows.budget == c) for c in rows.budgets}
-    shared = [c for c, index in members.items() if len(np.unique(rows.params[index])) >= 3]
-    if len(shared) < 2:
-        even = np.geomspace(rows.flops.min(), rows.flops.max(), 5)
-        sizes = rows.params
-        return [_slice(fit, law, float(c), sizes, np.empty(0, dtype=np.int64)) for c in even]
-    kept = np.unique(np.linspace(0, len(shared) - 1, min(len(shared), MOST_SLICES)).astype(int))
-    return [_slice(fit, law, shared[i], rows.params[members[shared[i]]], members[shared[i]]) for i in kept]
+    shared = [
+        (float(c), index)
+        for c, index in ((c, np.flatnonzero(rows.budget == c)) for c in rows.budgets)
+        if len(np.unique(rows.params[index])) >= 3 and np.ptp(np.log(rows.flops[index])) <= np.log(WIDEST_BUDGET)
+    ]
+    if len(shared) >= 2 and 2 * sum(len(index) for _, index in shared) >= len(rows):
+        kept = np.unique(np.linspace(0, len(shared) - 1, min(len(shared), MOST_SLICES)).astype(int))
+        chosen = [shared[i] for i in kept]
+    else:
+        even = np.geomspace(rows.flops.min(), rows.flops.max(), 7)
+        chosen = [(float(c), np.flatnonzero(np.abs(rows.flops / c - 1) <= 0.15)) for c in even]
+    return [_slice(fit, law, budget, index) for budget, index in chosen]
 
 
 def interval_text(level: float) -> str:
@@ -325,11 +343,14 @@ def _thinned(curve: Curve, points: int) -> Curve:
     return replace(curve, flops=curve.flops[keep], loss=curve.loss[keep])
 
 
-def _slice(fit: ConventionFit, law: Parametric, budget: float, sizes: Floats, rows: Ints) -> Slice:
-    params = np.geomspace(sizes.min() / 1.2, sizes.max() * 1.2, PARABOLA_POINTS)
-    return Slice(
-        budget=budget, params=params, loss=law.fit.loss(params, budget / fit.cost.flops_per_token(params)), rows=rows
-    )
+def _slice(fit: ConventionFit, law: Parametric, budget: float, index: Ints) -> Slice:
+    """Over the rows' sizes, or around N* where they are fewer than three."""
+    sizes = fit.rows.params[index]
+    if len(np.unique(sizes)) < 3:
+        sizes = optimum(law.fit.array(), fit.cost, budget)[0] * np.array([0.25, 4])
+    params = np.geomspace(sizes.min() / 1.3, sizes.max() * 1.3, PARABOLA_POINTS)
+    loss = law.fit.loss(params, budget / fit.cost.flops_per_token(params))
+    return Slice(budget=budget, params=params, loss=loss, rows=index)
 
 
 def residual_percent(law: Parametric) -> Floats:

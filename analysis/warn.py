@@ -31,8 +31,8 @@ def _rows(rows: Rows, points: pd.DataFrame) -> Iterator[str]:
     epochs = points["tokens"] / points["unique_tokens"]
     if (epochs > EPOCHS).any():
         yield (
-            f"{int((epochs > EPOCHS).sum())} rows repeat their data more than {EPOCHS} times, and repeated tokens do not "
-            "count as fresh ones (Muennighoff et al. 2023); choose others with where=."
+            f"{int((epochs > EPOCHS).sum())} rows see their data more than {EPOCHS} times, and repeated tokens do "
+            "not count as fresh ones (Muennighoff et al. 2023); choose others with where=."
         )
     flags = Counter(flag for text in points["flags"] for flag in str(text).split(";") if flag)
     for flag, count in flags.items():

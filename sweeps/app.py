@@ -14,6 +14,9 @@ from trainer.errors import MachineFault, UserError
 QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 """Hydra composes; it writes no folders and no logs of its own."""
 
+OPEN = re.compile(r"(columns|sweep\.axes)[.=]")
+"""Overrides of mappings with free keys, to which Hydra adds a key only after ``++``."""
+
 INTERRUPTED = 130
 """The shells' exit code for Ctrl-C."""
 
@@ -87,7 +90,7 @@ def sentence(error: BaseException) -> str:
 def _compose_and_run(config_name: str, body: Callable[[Any], int], help_text: str) -> int:
     if any(arg in ("-m", "--multirun") for arg in sys.argv[1:]):
         raise UserError(
-            "-m/--multirun is not supported: list values in sweep.axes (e.g. 'sweep.axes={optim.lr:[1e-3,3e-3]}') and "
+            "-m/--multirun is not supported: list values in sweep.axes (e.g. sweep.axes.optim.lr=[1e-3,3e-3]) and "
             "seeds in sweep.seeds, and every point is planned together."
         )
     import hydra
@@ -109,6 +112,7 @@ def _compose_and_run(config_name: str, body: Callable[[Any], int], help_text: st
             failures.append(error)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own lines and exits 1
+    sys.argv[1:] = [f"++{arg}" if OPEN.match(arg) else arg for arg in sys.argv[1:]]
     sys.argv[1:1] = [*QUIET, f"hydra.help.template={_quoted(_template(help_text))}"]
     try:
         hydra.main(config_path="pkg://conf", config_name=config_name, version_base="1.3")(task)()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -26,7 +26,7 @@ def expand(config: DictConfig) -> list[tuple[dict[str, Any], Config]]:
         If an axis names no config key, lists nothing, or holds a value its key does not take.
     """
     axes: Mapping[str, Any] = OmegaConf.to_container(config.sweep.axes)  # type: ignore[assignment]
-    choices = [_axis(name, values) for name, values in axes.items()]
+    choices = [_axis(name, values) for name, values in _flat(axes)]
     expanded = []
     for combination in itertools.product(*choices):
         values = {key: value for part in combination for key, value in part.items()}
@@ -42,6 +42,15 @@ def expand(config: DictConfig) -> list[tuple[dict[str, Any], Config]]:
                 raise UserError(f"sweep.axes: {key}={value!r} is refused: {sentence(error)}") from None
         expanded.append((values, typed(changed)))
     return expanded
+
+
+def _flat(axes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``{optim: {lr: [...]}}``, as ``sweep.axes.optim.lr=[...]`` makes it, under the one name ``optim.lr``."""
+    for name, values in axes.items():
+        if isinstance(values, dict):
+            yield from _flat(values, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", values
 
 
 def _axis(name: str, values: Any) -> list[dict[str, Any]]:

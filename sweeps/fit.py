@@ -1,4 +1,168 @@
-"""``isoflop fit``: placeholder while being written."""
-from sweeps.config import Config
+"""``isoflop fit``: the three approaches, from run folders or from anybody's CSV.
+
+    isoflop fit sweep=quickstart
+    isoflop fit source=csv path=points.csv columns.params=n columns.loss=val where="decay == 'cosine'"
+    isoflop fit source=csv path=many.csv group_by=dataset,recipe
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from analysis.clean import keep_where, split
+from analysis.csvfile import read_csv
+from analysis.figures import write_figures
+from analysis.fit import fit_tables
+from analysis.laws import Law
+from analysis.report import write_report
+from analysis.result import Exclusion, FitResult
+from analysis.runs import read_runs
+from analysis.store import exponents_table, write_fit
+from analysis.tables import Tables
+from sweeps.app import run_verb, typed
+from sweeps.config import Config, FitCommand, FitSource, Format
 from sweeps.paths import SweepFolder
-def fit_sweep(config: Config, folder: SweepFolder) -> None: ...
+from sweeps.plan import read_plan
+from sweeps.render import progress_line, say
+from sweeps.render_fit import fit_json, print_fit, print_summary
+from trainer.errors import UserError
+from trainer.files import write_whole
+
+
+def fit_sweep(config: Config, folder: SweepFolder) -> None:
+    """Fit the planned points of a sweep, write the fit's folder, and print what it says."""
+    fit_and_show(config, sweep_tables(folder), Path(config.out) if config.out else folder.fit, title=folder.name)
+
+
+def sweep_tables(folder: SweepFolder) -> Tables:
+    """The sweep's points and curves; runs that have left the config are listed as left out.
+
+    Raises
+    ------
+    UserError
+        If the sweep has no plan, or no run.
+    """
+    planned = {row["run_id"] for row in read_plan(folder)["points"]}
+    tables = read_runs(folder.root, [folder.name])
+    kept = tables.points["run_id"].isin(planned)
+    left = tuple(
+        Exclusion(row=point, reason="its point has left the sweep's config")
+        for point in tables.points.loc[~kept, "point_id"]
+    )
+    return replace(
+        tables,
+        points=tables.points[kept],
+        curves=tables.curves[tables.curves["run_id"].isin(planned)],
+        excluded=tables.excluded + left,
+    )
+
+
+def fit_and_show(
+    config: Config, tables: Tables, out: Path, *, title: str, where: str | None = None, group_by: str | None = None
+) -> None:
+    """Fit every group, write a folder for each, and print the results.
+
+    Raises
+    ------
+    UserError
+        If no group could be fitted; where some could, the others are reported.
+    """
+    laws = () if config.law.name is None else (Law.from_config(config.law),)
+    groups = list(split(keep_where(tables, where), group_by))
+    fits: list[tuple[Path, FitResult]] = []
+    refused: list[tuple[str, str]] = []
+    with progress_line() as report:
+        for number, (group, part) in enumerate(groups):
+            name = ", ".join(group.values())
+            report(f"fitting {name or title}", number / len(groups))
+            try:
+                result = fit_tables(part, config.fit, group)
+            except UserError as error:
+                refused.append((name, str(error)))
+                continue
+            place = out / folder_name(group) if group else out
+            write_fit(result, place)
+            figures = write_figures(result, part.curves, place, laws)
+            report(f"writing {place.name}", (number + 0.9) / len(groups))
+            write_report(result, part.curves, place / "report.html", laws, title=name or title)
+            fits.append((place, result))
+            if not group:
+                say_files(place, figures)
+    if not fits:
+        raise UserError(refused[0][1])
+    if config.format is Format.json:
+        fit_json([result for _, result in fits], grouped=group_by is not None)
+    elif group_by is None:
+        print_fit(fits[0][1])
+        print_paths(out)
+    else:
+        write_summary(out, fits)
+        print_summary([result for _, result in fits])
+        say(f"written: {out / 'summary.csv'}, and a folder with report.html for each of {len(fits)} groups")
+    for name, reason in refused:
+        say(f"not fitted: {name}: {reason}")
+
+
+def write_summary(out: Path, fits: Sequence[tuple[Path, FitResult]]) -> None:
+    """``summary.csv``: every group's exponents."""
+    import pandas as pd
+
+    tables = []
+    for place, result in fits:
+        table = exponents_table(result)
+        for position, (column, value) in enumerate(result.group.items()):
+            table.insert(position, column, value)
+        tables.append(table.assign(rows=len(result.primary.rows), folder=place.name))
+    write_whole(out / "summary.csv", pd.concat(tables).to_csv(index=False))
+
+
+def folder_name(group: Mapping[str, str]) -> str:
+    """A group's values as one folder name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(group.values())).strip(".") or "_"
+
+
+def print_paths(out: Path) -> None:
+    """Where the report and figures lie, last on stdout."""
+    for path in (out / "report.html", out / "figures", out / "fit.json"):
+        print(path)  # noqa: T201
+
+
+def say_files(place: Path, figures: Sequence[Path]) -> None:
+    """How much was written."""
+    say(f"written: {place} ({len(figures)} figure files)")
+
+
+def _body(raw: DictConfig) -> int:
+    config: FitCommand = typed(raw)
+    if config.source is FitSource.runs:
+        folder = SweepFolder.of(config.root, config.sweep.name)
+        tables, title, out = sweep_tables(folder), folder.name, folder.fit
+    else:
+        if not config.path:
+            raise UserError("path is empty; source=csv needs path=<file with one row per point>.")
+        path = Path(config.path)
+        tables, title, out = read_csv(path, config.columns), path.stem, Path("fits") / path.stem
+    fit_and_show(
+        config, tables, Path(config.out) if config.out else out, title=title, where=config.where, group_by=config.group_by
+    )
+    return 0
+
+
+HELP = """isoflop fit [sweep=NAME] | source=csv path=FILE [columns.OURS=THEIRS] [where=QUERY] [group_by=COLUMNS] [out=DIR]
+
+Fit the three Chinchilla approaches with bootstrap intervals; write fit.json, tables, figures and report.html.
+law=NAME draws a published law beside the own fit. fit.* holds the knobs (delta, replicates, level, ...)."""
+
+
+def main() -> None:
+    """Entry point of the verb."""
+    run_verb("fit", _body, HELP)
+
+
+if __name__ == "__main__":
+    main()

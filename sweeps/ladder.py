@@ -11,7 +11,7 @@ from trainer.shape import Shape
 
 ASPECT_WEIGHT = 0.3
 """What a factor e off the wanted aspect costs, against a factor e off the wanted size."""
-REACH = 1.5
+REACH = 1.6
 """A size further than this factor from every shape is off the ladder."""
 
 
@@ -70,10 +70,10 @@ def pick(shapes: Sequence[Shape], sizes: Sequence[float], model: ModelConfig) ->
         best = min(free, key=lambda shape: abs(free[shape][0] - math.log(size)) + free[shape][1], default=None)
         if best is None or abs(free[best][0] - math.log(size)) > math.log(REACH):
             raise UserError(
-                f"sweep.sizes: {size:.4g} non-embedding parameters is off the shape ladder, which goes from "
-                f"{shapes[0].params_non_embedding:.4g} to {shapes[-1].params_non_embedding:.4g} and has "
-                f"{len(shapes)} shapes; choose sizes inside it or widen it (model.width_step, model.aspect_spread, "
-                "model.max_width)."
+                f"sweep.sizes: no shape that is not already taken lies near {size:.4g} non-embedding parameters; the "
+                f"ladder has {len(shapes)} shapes from {shapes[0].params_non_embedding:.4g} to "
+                f"{shapes[-1].params_non_embedding:.4g}; choose sizes inside it and further apart, or widen it "
+                "(model.width_step, model.aspect_spread, model.max_width)."
             )
         taken.append(best)
         del free[best]

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+LAW_TRAINER = f'trainer.command="{sys.executable} -m trainer.examples.law_trainer {{folder}}"'
+"""The external trainer that answers from a law in a tenth of a second."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,3 +32,43 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no public data sets at {folder.name}/ beside the checkout")
     return folder
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def sentence(self) -> str:
+        """The one line that a refused command prints, without the program's name."""
+        lines = [line for line in self.err.splitlines() if line.startswith("isoflop: ")]
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        return lines[0].removeprefix("isoflop: ")
+
+
+@pytest.fixture
+def isoflop(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """The command, run in this process."""
+    from sweeps import cli
+
+    def command(*arguments: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["isoflop", *arguments])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as left:
+            code = int(left.code or 0)
+        said = capfd.readouterr()
+        return Answer(code, said.out, said.err)
+
+    return command

@@ -121,7 +121,7 @@ def test_loss_and_gradient_are_those_of_the_textbook_form(
     for path in Attention:
         loss, flat_gradient = loss_and_gradient(shape, flat, tokens, path)
         assert float(loss) == pytest.approx(expected.item(), rel=1e-5)
-        assert torch.linalg.vector_norm(flat_gradient - gradient) < 2e-5 * torch.linalg.vector_norm(gradient)
+        assert torch.linalg.vector_norm(flat_gradient - gradient) < 1e-4 * torch.linalg.vector_norm(gradient)
 
 
 def test_bf16_stays_close_to_fp32() -> None:

@@ -27,13 +27,12 @@ _DISK_ERRORS = {
 
 @contextmanager
 def disk_faults(path: Path) -> Iterator[None]:
-    """Turn an ``OSError`` about the disk under ``path`` into a :class:`MachineFault` of one sentence."""
+    """Turn an ``OSError`` while writing ``path`` into a :class:`MachineFault` of one sentence."""
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_ERRORS:
-            raise MachineFault(f"cannot write {path}: {_DISK_ERRORS[error.errno]}.") from error
-        raise
+        fix = f"{error.strerror or error}; choose another folder with root= or out="
+        raise MachineFault(f"cannot write {path}: {_DISK_ERRORS.get(error.errno or 0, fix)}.") from error
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
@@ -18,7 +17,8 @@ from torch.autograd import Function
 from torch.nn import functional
 
 NORM_EPS = 1e-6
-TUNE_SECONDS = 0.3
+TUNE_SECONDS = 0.2
+TUNE_TOKENS = 2048
 
 
 class Attention(StrEnum):
@@ -184,28 +184,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, path: Attention) -> Te
 def tune_attention(
     *, sequences: int, heads: int, tokens: int, size: int, dtype: torch.dtype, device: torch.device
 ) -> Attention:
-    """The faster path, forward and backward, for tensors of this shape; takes about ``TUNE_SECONDS``."""
+    """The faster path, forward and backward, for tensors of this shape; takes about ``TUNE_SECONDS``.
+
+    On a CPU the process's own time counts, and the paths take turns, so that a busy machine does not decide.
+    """
     generator = torch.Generator().manual_seed(0)
+    sequences = max(1, min(sequences, TUNE_TOKENS // tokens))
     q, k, v, grad = torch.randn(4, sequences, heads, tokens, size, generator=generator).to(device, dtype)
     mask = causal_mask(tokens, dtype, device)
     inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
 
-    def once(path: Attention) -> None:
+    def seconds(path: Attention) -> float:
+        start = clock()
         torch.autograd.grad(attend(inputs[0], inputs[1], inputs[2], mask, path), inputs, grad)
         if device.type == "cuda":
             torch.cuda.synchronize()
+        return clock() - start
 
-    share = TUNE_SECONDS / len(Attention)
-    return min(Attention, key=lambda path: _fastest(lambda: once(path), share))
-
-
-def _fastest(call: Callable[[], None], seconds: float) -> float:
-    """Shortest time of a call, over as many calls as fit; the first one warms up."""
-    began = time.perf_counter()
-    call()
-    best = math.inf
-    while best is math.inf or time.perf_counter() - began < seconds:
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return best
+    for path in Attention:
+        seconds(path)  # warms up
+    best = dict.fromkeys(Attention, math.inf)
+    began = clock()
+    while True:
+        for path in Attention:
+            best[path] = min(best[path], seconds(path))
+        if clock() - began >= TUNE_SECONDS:
+            return min(best, key=lambda path: best[path])

@@ -293,7 +293,7 @@ def _tuned(folder: RunFolder, config: RunConfig, device: torch.device) -> RunCon
         return config
     shape = config.recipe.model
     path = tune_attention(
-        sequences=min(8, config.runtime.micro_batch or config.recipe.sequences),
+        sequences=config.runtime.micro_batch or config.recipe.sequences,
         heads=shape.heads,
         tokens=shape.sequence,
         size=shape.head_size,

@@ -155,7 +155,7 @@ class RunFolder:
         try:
             raw = read_yaml(self.config_path)
         except FileNotFoundError:
-            raise UserError(f"{where} is missing, so {self.path} is no run folder; run `isoflop submit` again.") from None
+            raise UserError(f"{where} is missing, so {self.path} is no run folder; run `isoflop submit`.") from None
         except Exception as error:
             raise UserError(f"{where} is damaged; move the folder away and submit again.") from error
         if not isinstance(raw, dict):
@@ -171,11 +171,12 @@ class RunFolder:
                 provenance=raw["provenance"],
                 kernels=raw["kernels"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+            found = config.run_id
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise UserError(f"{where} lacks or garbles {error}; move the folder away and submit again.") from error
-        if config.run_id != self.run_id:
+        if found != self.run_id:
             raise UserError(
-                f"{where}: its recipe has the id {config.run_id}, not the folder's name, so it was edited or moved; "
+                f"{where}: its recipe has the id {found}, not the folder's name, so it was edited or moved; "
                 "restore it, or move the folder away and submit again."
             )
         return config

@@ -1,0 +1,157 @@
+"""A self-contained HTML page: sections, tables, and plotly charts with plotly.js inside, nothing loaded from anywhere."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+# The policy lets the page run what it contains and load nothing; data: and blob: serve "download as PNG".
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+STYLE = """
+:root { --text: #1c1c1e; --muted: #5b5f66; --rule: #dcdfe3; --tint: #f6f7f8; --link: #0b5a94; color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 72rem; padding: 2.5rem 1.5rem 4rem; background: #fff; color: var(--text);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.25; font-weight: 650; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; font-weight: 650; margin: 3rem 0 .6rem; padding-top: .9rem; border-top: 1px solid var(--rule); }
+h3 { font-size: 1rem; font-weight: 650; margin: 1.6rem 0 .4rem; }
+p { margin: .4rem 0 .8rem; max-width: 46rem; overflow-wrap: anywhere; }
+.lead { font-size: 1.05rem; color: var(--muted); }
+nav { font-size: .9rem; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: 1rem 0 0; }
+a { color: var(--link); text-decoration: none; }
+a:hover { text-decoration: underline; }
+.scroll { overflow-x: auto; margin: .6rem 0 1.2rem; max-width: 100%; }
+.tall { max-height: 26rem; overflow-y: auto; border: 1px solid var(--rule); }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .9rem .35rem 0; text-align: left; vertical-align: top; white-space: nowrap; }
+th { font-weight: 600; border-bottom: 1px solid var(--text); }
+td { border-bottom: 1px solid var(--rule); }
+.right { text-align: right; }
+.wrap { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
+.tall th { position: sticky; top: 0; background: #fff; }
+.tall th:first-child, .tall td:first-child { padding-left: .6rem; }
+figure { margin: 1rem 0 1.4rem; }
+.charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
+.chart { height: 21rem; min-width: 0; }
+figcaption { color: var(--muted); font-size: .9rem; max-width: 46rem; margin-top: .4rem; }
+dl { display: grid; grid-template-columns: minmax(8rem, 13rem) 1fr; margin: .6rem 0; font-size: .92rem; }
+dt, dd { margin: 0; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--rule); overflow-wrap: anywhere; }
+dt { color: var(--muted); }
+.note { background: var(--tint); border-left: 3px solid #d55e00; padding: .6rem 1rem; margin: 1rem 0; max-width: 48rem; }
+.note ul { margin: .2rem 0; padding-left: 1.1rem; }
+.note li { margin: .2rem 0; overflow-wrap: anywhere; }
+.plain { border-left-color: var(--rule); }
+@media (max-width: 40rem) {
+  body { padding: 1.25rem 1rem 3rem; }
+  h1 { font-size: 1.35rem; }
+  dl { grid-template-columns: 1fr; }
+  dt { border-bottom: 0; padding-bottom: 0; }
+  dd { padding-top: 0; }
+}
+@media print { .tall { max-height: none; } nav { display: none; } }
+"""
+
+START = """
+for (const [id, chart] of Object.entries(charts))
+  Plotly.newPlot(id, chart.data, chart.layout, {responsive: true, displaylogo: false, displayModeBar: "hover",
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: {filename: id, scale: 3}});
+"""
+
+
+class Page:
+    """Sections in order, and the charts that they hold."""
+
+    def __init__(self, title: str, lead: str) -> None:
+        """Both are plain text."""
+        self.title, self.lead = title, lead
+        self._sections: list[tuple[str, str]] = []
+        self._charts: dict[str, str] = {}
+
+    def section(self, heading: str, *parts: str) -> None:
+        """Add a section under a plain-text heading; the parts are HTML."""
+        self._sections.append((heading, "\n".join(parts)))
+
+    def charts(self, name: str, figures: Sequence[Figure], caption: str) -> str:
+        """HTML for ``figures`` side by side, or below each other where it is narrow, over a plain-text caption."""
+        boxes = []
+        for number, figure in enumerate(figures, start=1):
+            self._charts[f"{name}-{number}"] = str(figure.to_json())
+            boxes.append(f'<div class="chart" id="{name}-{number}"></div>')
+        return f'<figure><div class="charts">{"".join(boxes)}</div><figcaption>{html.escape(caption)}</figcaption></figure>'
+
+    def render(self) -> str:
+        """The whole page."""
+        title = html.escape(self.title)
+        links = [f'<a href="#s{i}">{html.escape(name)}</a>' for i, (name, _) in enumerate(self._sections)]
+        body = [
+            f'<section id="s{i}"><h2>{html.escape(name)}</h2>\n{text}</section>'
+            for i, (name, text) in enumerate(self._sections)
+        ]
+        return "\n".join(
+            [
+                '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
+                f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+                '<meta name="viewport" content="width=device-width, initial-scale=1">',
+                f"<title>{title}</title><style>{STYLE}</style></head><body>",
+                f'<header><h1>{title}</h1><p class="lead">{html.escape(self.lead)}</p><nav>{" ".join(links)}</nav></header>',
+                *body,
+                self._scripts(),
+                "</body></html>\n",
+            ]
+        )
+
+    def _scripts(self) -> str:
+        if not self._charts:
+            return ""
+        from plotly.offline import get_plotlyjs
+
+        # In a script only "<" can end it early; within JSON it stands in texts alone, where \\u003c means the same.
+        charts = ",".join(f'"{name}":{text}' for name, text in self._charts.items()).replace("<", "\\u003c")
+        hint = "<noscript><p>The charts need JavaScript; the tables do not.</p></noscript>"
+        return f"{hint}<script>{get_plotlyjs()}</script>\n<script>const charts = {{{charts}}};{START}</script>"
+
+
+def paragraph(text: str) -> str:
+    """Plain text as HTML."""
+    return f"<p>{html.escape(text)}</p>"
+
+
+def subheading(text: str) -> str:
+    """Plain text as HTML."""
+    return f"<h3>{html.escape(text)}</h3>"
+
+
+def note(texts: Iterable[str], kind: str = "") -> str:
+    """Plain sentences set off from the text; ``kind`` "plain" for those that warn of nothing."""
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
+    return f'<div class="note {kind}"><ul>{items}</ul></div>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str, *, tall: bool = False) -> str:
+    """Plain-text cells as an HTML table that scrolls within its box.
+
+    Parameters
+    ----------
+    align
+        A letter per column: l, r, or w for long text that wraps.
+    tall
+        Whether it also scrolls up and down.
+    """
+    classes = [{"l": "", "r": ' class="right"', "w": ' class="wrap"'}[letter] for letter in align]
+    top = "".join(f"<th{c}>{html.escape(cell)}</th>" for c, cell in zip(classes, head, strict=True))
+    body = "\n".join(
+        "<tr>" + "".join(f"<td{c}>{html.escape(cell)}</td>" for c, cell in zip(classes, row, strict=True)) + "</tr>"
+        for row in rows
+    )
+    box = "scroll tall" if tall else "scroll"
+    return f'<div class="{box}"><table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table></div>'
+
+
+def definitions(items: Iterable[tuple[str, str]]) -> str:
+    """Plain-text terms and what they are."""
+    return f"<dl>{''.join(f'<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>' for term, text in items)}</dl>"

@@ -1,0 +1,130 @@
+"""The folder that ``fit`` leaves: fit.json, its tables, and the bootstrap's replicates for intervals at any budget."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.result import FIT_SCHEMA, Approach, FitResult, Floats
+from trainer.errors import UserError
+from trainer.files import write_json, write_whole
+
+FIT, POINTS, EXPONENTS, EXCLUSIONS, REPLICATES = (
+    "fit.json",
+    "points.csv",
+    "exponents.csv",
+    "exclusions.csv",
+    "replicates.npz",
+)
+
+
+def write_fit(result: FitResult, out: Path) -> list[Path]:
+    """Write a fit's folder; fit.json comes last, so that it stands only beside its tables.
+
+    Returns
+    -------
+    The files written.
+
+    Raises
+    ------
+    MachineFault
+        If the disk is full or read-only.
+    """
+    exclusions = pd.DataFrame([(e.row, e.reason) for e in result.excluded], columns=["row", "reason"])
+    for name, table in ((POINTS, result.points), (EXPONENTS, exponents_table(result)), (EXCLUSIONS, exclusions)):
+        write_whole(out / name, table.to_csv(index=False))
+    write_whole(out / REPLICATES, _packed(result))
+    write_json(out / FIT, result.to_dict())
+    return [out / name for name in (FIT, POINTS, EXPONENTS, EXCLUSIONS, REPLICATES)]
+
+
+def exponents_table(result: FitResult) -> pd.DataFrame:
+    """One row per N convention and approach: a and b with their intervals, or why it was refused."""
+    rows = []
+    for fit in result.by_convention:
+        for name, approach in fit.approaches.items():
+            row: dict[str, Any] = {"params": fit.conventions.params, "flops": fit.conventions.flops, "approach": name}
+            if isinstance(approach, Approach):
+                for letter in ("a", "b"):
+                    numbers = getattr(approach, letter).to_dict()
+                    row |= {
+                        letter: numbers["value"],
+                        f"{letter}_low": numbers["low"],
+                        f"{letter}_high": numbers["high"],
+                    }
+                row["refused"] = None
+            else:
+                row["refused"] = approach.reason
+            rows.append(row)
+    columns = ["params", "flops", "approach", "a", "a_low", "a_high", "b", "b_low", "b_high", "refused"]
+    return pd.DataFrame(rows).reindex(columns=columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFit:
+    """A fit read back: fit.json as it is, and the replicates by convention and approach."""
+
+    path: Path
+    raw: Mapping[str, Any]
+    replicates: Mapping[str, Floats]
+    """``<params convention>/<approach>`` -> (replicates, 5 or 6), as ``Replicates.values``."""
+
+
+def read_fit(path: Path) -> StoredFit:
+    """Read a fit's folder, or its fit.json.
+
+    Raises
+    ------
+    UserError
+        If there is none, it is damaged, or a newer isoflop wrote it.
+    """
+    file = path / FIT if path.is_dir() else path
+    try:
+        raw = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"path={path}: there is no {FIT}; run `isoflop fit` first, or name its folder.") from None
+    except (OSError, ValueError):
+        raise UserError(f"path={path} is not a readable {FIT}; run `isoflop fit` again, or name its folder.") from None
+    _check(raw, file)
+    beside = file.parent / REPLICATES
+    replicates: dict[str, Floats] = {}
+    if beside.is_file():
+        try:
+            with np.load(beside, allow_pickle=False) as arrays:
+                replicates = {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{beside} is damaged ({error}); run `isoflop fit` again.") from None
+    return StoredFit(path=file, raw=raw, replicates=replicates)
+
+
+def _check(raw: Any, file: Path) -> None:
+    version = raw.get("schema") if isinstance(raw, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise UserError(f"{file}: schema={version!r} is not a version number; the file is damaged or not isoflop's.")
+    if version > FIT_SCHEMA:
+        raise UserError(
+            f"{file}: schema={version} was written by a newer isoflop (this one knows up to {FIT_SCHEMA}); "
+            "upgrade isoflop or fit again."
+        )
+    missing = [name for name in ("conventions", "cost", "interval", "approaches", "by_convention") if name not in raw]
+    if missing:
+        raise UserError(f"{file} lacks {', '.join(missing)}; run `isoflop fit` again.")
+
+
+def _packed(result: FitResult) -> bytes:
+    arrays = {
+        f"{fit.conventions.params}/{name}": approach.replicates.values
+        for fit in result.by_convention
+        for name, approach in fit.approaches.items()
+        if isinstance(approach, Approach) and approach.replicates is not None
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
