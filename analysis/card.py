@@ -10,7 +10,7 @@ import pandas as pd
 from analysis import views
 from analysis.page import definitions
 from analysis.result import Approach, Envelope, FitResult, Floats, Isoflop, Parametric
-from analysis.views import count_text, flops_text
+from analysis.views import count_text, flops_text, number_of
 
 PARAMS = {
     "total": "all parameters: embedding, blocks and an untied head",
@@ -42,20 +42,21 @@ def _meaning(fit: FitResult) -> Iterator[tuple[str, str]]:
     yield "L", f"{conventions.loss}; {_range(rows.loss, '{:.4g}'.format)}"
     yield "D / N", _range(rows.tokens / rows.params, "{:.3g}".format)
     power = "N" if cost.exponent == 1 else f"N^{cost.exponent:.4g}"
-    yield "C as a law", f"C = {cost.coefficient:.4g} {power} D; rows are off by {100 * cost.spread:.2g} % at most"
+    spread = "in every row" if cost.spread < 1e-6 else f"rows are off by {100 * cost.spread:.2g} % at most"
+    yield "C as a law", f"C = {cost.coefficient:.4g} {power} D; {spread}"
 
 
 def _basis(fit: FitResult) -> Iterator[tuple[str, str]]:
     rows = fit.primary.rows
     counts = {
-        "points": len(rows),
-        "runs": len(set(rows.run_id)),
-        "clusters": len(set(rows.cluster_id)),
-        "sizes": len(np.unique(rows.params)),
-        "budgets": len(rows.budgets),
+        "point": len(rows),
+        "run": len(set(rows.run_id)),
+        "cluster": len(set(rows.cluster_id)),
+        "size": len(np.unique(rows.params)),
+        "budget": len(rows.budgets),
     }
-    yield "Counts", ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    yield "Left out", f"{len(fit.excluded):,} rows"
+    yield "Counts", ", ".join(number_of(count, name) for name, count in counts.items())
+    yield "Left out", number_of(len(fit.excluded), "row")
     for name in DESCRIBED:
         values = _values(fit.points[name]) if name in fit.points else ""
         if values or name == "schedule":
@@ -68,7 +69,7 @@ def _method(fit: FitResult) -> Iterator[tuple[str, str]]:
         at = one.fit
         yield (
             "Approach 1",
-            f"rows from {100 * at.tail:g} % of a run's schedule on; {at.runs_touching} of {at.runs} runs are the lowest "
+            f"rows from {100 * at.tail:g} % of a run's schedule on; {at.runs_touching} of {at.runs} runs are lowest "
             f"somewhere; {at.censored:,} values of C left out, where the smallest or largest size nearby won",
         )
     if isinstance(two, Isoflop):
@@ -77,10 +78,8 @@ def _method(fit: FitResult) -> Iterator[tuple[str, str]]:
         yield from _evidence(three)
     interval = fit.interval
     yield "Intervals", f"{interval.method}; {views.interval_text(interval.level)}, seed {interval.seed}"
-    failed = ", ".join(
-        f"{views.TITLES[name]}: {_failed(approach)}" for name, approach in views.fitted(fit.primary).items()
-    )
-    yield "Replicates", f"{interval.replicates:,}" + (f"; failed: {failed}" if failed else "")
+    failed = [f"{name} {_failed(approach)}" for name, approach in views.fitted(fit.primary).items()]
+    yield "Replicates", f"{interval.replicates:,}" + (f"; without a result: {', '.join(failed)}" if failed else "")
 
 
 def _evidence(approach: Parametric) -> Iterator[tuple[str, str]]:

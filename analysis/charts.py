@@ -6,7 +6,7 @@ Every text that came from outside is escaped: plotly reads some HTML in labels. 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,26 +25,29 @@ BRIGHTEST = 0.92
 """Of viridis: its last yellow cannot be seen on white."""
 MOST_HOVERS = 1000
 """Rows that are named when pointed at; with more of them their names would outweigh the charts."""
-COUNT_AXIS: dict[str, Any] = {"type": "log", "exponentformat": "B", "nticks": 8}
-FLOPS_AXIS: dict[str, Any] = {"type": "log", "exponentformat": "power", "nticks": 8}
 DASHES = {"solid": "solid", "dashed": "dash", "dashdot": "dashdot"}
 
 
 def frontier(fit: ConventionFit, level: float, laws: Sequence[Law]) -> list[Figure]:
     """N* and D* against C: all approaches with their bands, published laws dotted."""
     flops = views.frontier_flops(fit)
+    bands = {name: views.frontier(fit, approach, flops, level) for name, approach in views.fitted(fit).items()}
+    published = [views.law_frontier(law, flops) for law in laws]
     figures = []
     for which in (0, 1):
-        figure = _figure(_flops_axis(fit.conventions), _optimum_axis(fit.conventions, which), legend=True)
-        for name, approach in views.fitted(fit).items():
-            _band(figure, views.frontier(fit, approach, flops, level)[which], name, views.TITLES[name])
-        for i, law in enumerate(laws):
+        lines = [at for band in bands.values() for at in views.extent(band[which])] + [law[which] for law in published]
+        low, high = views.padded(np.concatenate(lines), 1.1)
+        high *= (high / low) ** (0.08 * (len(bands) + len(laws)))  # room for the legend
+        ends = views.padded(flops, 1.1)
+        figure = _figure(
+            _flops_axis(fit.conventions, *ends), _optimum_axis(fit.conventions, which, low, high), legend=True
+        )
+        for name, band in bands.items():
+            _band(figure, band[which], name, views.TITLES[name])
+        for i, (law, values) in enumerate(zip(laws, published, strict=True)):
             line = {"color": views.LAW_COLOURS[i % len(views.LAW_COLOURS)], "dash": "dot"}
-            label = html.escape(views.law_label(law, fit.conventions))
-            _line(figure, flops, views.law_frontier(law, flops)[which], label, line)
-        largest = float(fit.rows.flops.max())
-        if flops[-1] > largest * 1.05:
-            figure.add_vline(largest, line={"color": "#888", "width": 1}, annotation_text="largest C fitted")
+            _line(figure, flops, values[which], html.escape(views.law_label(law, fit.conventions)), line)
+        figure.add_vline(float(fit.rows.flops.max()), line={"color": "#888", "width": 1})
         figures.append(figure)
     return figures
 
@@ -54,8 +57,8 @@ def envelope(fit: ConventionFit, approach: Envelope, curves: pd.DataFrame | None
     one, drawn = approach.fit, views.training_curves(fit, curves)
     x, y = views.curve_window(drawn, approach)
     figure = _figure(
-        _flops_axis(fit.conventions) | {"range": np.log10(x).tolist()},
-        {"type": "log", "title": _loss(fit.conventions), "range": np.log10(y).tolist()},
+        _flops_axis(fit.conventions, *x),
+        _log_axis(views.loss_label(fit.conventions), *y, "{:g}".format),
     )
     sizes = np.array([curve.params for curve in drawn] or one.params)
     for curve in drawn:
@@ -73,14 +76,15 @@ def envelope(fit: ConventionFit, approach: Envelope, curves: pd.DataFrame | None
     _scatter(figure, x=_short(one.flops), y=_short(one.loss), mode="markers", marker=marker, hoverinfo="skip")
     _colour_bar(figure, sizes, "N", count_text)
     flops = np.geomspace(one.flops.min() / 1.3, one.flops.max() * 1.3, views.FRONTIER_POINTS)
-    names = tuple(f"{html.escape(run)}<br>N {count_text(n)}" for run, n in zip(one.run_id, one.params, strict=True))
+    names = tuple(f"N {count_text(n)}<br>C {flops_text(c)}" for n, c in zip(one.params, one.flops, strict=True))
     found = _optima(fit, approach, "envelope", level, flops, one.flops, (one.params, one.tokens), marker, names)
     return [figure, *found]
 
 
 def isoflop(fit: ConventionFit, approach: Isoflop, level: float) -> list[Figure]:
     """Approach 2: rows and parabolas per budget, refused ones hollow; then the minima against C."""
-    figure = _figure(_params_axis(fit.conventions), {"title": _loss(fit.conventions)})
+    sizes = views.padded(fit.rows.params, 1.25)
+    figure = _figure(_params_axis(fit.conventions, *sizes), {"title": _loss(fit.conventions)})
     budgets = np.array([parabola.budget for parabola in approach.fit.parabolas])
     for parabola in approach.fit.parabolas:
         colour, refused = _shade(parabola.budget, budgets), parabola.refused
@@ -124,8 +128,8 @@ def backtest(test: Backtest, conventions: Conventions) -> Figure:
 
 def _contours(fit: ConventionFit, approach: Parametric, level: float) -> Figure:
     at, rows = views.surface(fit, approach), fit.rows
-    params_axis = _params_axis(fit.conventions) | {"range": np.log10(at.params[[0, -1]]).tolist()}
-    figure = _figure(_flops_axis(fit.conventions) | {"range": np.log10(at.flops[[0, -1]]).tolist()}, params_axis)
+    params_axis = _params_axis(fit.conventions, at.params[0], at.params[-1])
+    figure = _figure(_flops_axis(fit.conventions, at.flops[0], at.flops[-1]), params_axis)
     levels = np.log10(at.levels)
     contours = {"start": levels[0], "end": levels[-1], "size": levels[1] - levels[0], "coloring": "lines"}
     figure.add_contour(
@@ -135,22 +139,22 @@ def _contours(fit: ConventionFit, approach: Parametric, level: float) -> Figure:
         zmin=levels[0],
         zmax=levels[-1],
         contours=contours,
+        line={"width": 1.2},
         colorscale=_scale(),
         showscale=False,
         hoverinfo="skip",
     )
     _band(figure, views.frontier(fit, approach, at.flops, level)[0], "parametric", "N*(C)")
-    colours = _shades(rows.loss, at.levels)
+    colours = {"color": _short(np.log10(rows.loss)), "cmin": levels[0], "cmax": levels[-1], "colorscale": _scale()}
     _rows(figure, fit, np.arange(len(rows)), rows.flops, rows.params, colours)
     _colour_bar(figure, at.levels, "L", "{:.3g}".format)
     return figure
 
 
 def _slices(fit: ConventionFit, approach: Parametric) -> Figure:
-    figure, drawn = (
-        _figure(_params_axis(fit.conventions), {"title": _loss(fit.conventions)}),
-        views.slices(fit, approach),
-    )
+    drawn = views.slices(fit, approach)
+    sizes = views.padded(np.concatenate([at.params for at in drawn]), 1.1)
+    figure = _figure(_params_axis(fit.conventions, *sizes), {"title": _loss(fit.conventions)})
     budgets = np.array([at.budget for at in drawn])
     for at in drawn:
         colour = _shade(at.budget, budgets)
@@ -161,7 +165,8 @@ def _slices(fit: ConventionFit, approach: Parametric) -> Figure:
 
 
 def _residuals(fit: ConventionFit, approach: Parametric) -> Figure:
-    figure = _figure(_flops_axis(fit.conventions), {"title": "measured / fitted − 1 (%)", "zeroline": True})
+    ends = views.padded(fit.rows.flops, 1.3)
+    figure = _figure(_flops_axis(fit.conventions, *ends), {"title": "L, measured / fitted − 1 (%)", "zeroline": True})
     index = np.arange(len(fit.rows))
     _rows(figure, fit, index, fit.rows.flops, views.residual_percent(approach), views.COLOURS["parametric"])
     return figure
@@ -181,8 +186,12 @@ def _optima(
     """N* and D* against C: the power law over ``span`` with its band, and what was ``found`` at ``flops``."""
     figures = []
     for which in (0, 1):
-        figure = _figure(_flops_axis(fit.conventions), _optimum_axis(fit.conventions, which))
-        _band(figure, views.frontier(fit, approach, span, level)[which], name, views.TITLES[name])
+        band = views.frontier(fit, approach, span, level)[which]
+        ends = views.padded(np.concatenate([*views.extent(band), found[which]]), 1.1)
+        figure = _figure(
+            _flops_axis(fit.conventions, *views.padded(span, 1.1)), _optimum_axis(fit.conventions, which, *ends)
+        )
+        _band(figure, band, name, views.TITLES[name])
         x, y = _short(flops), _short(found[which])
         _scatter(figure, x=x, y=y, mode="markers", marker=marker, text=names, hoverinfo="text")
         figures.append(figure)
@@ -225,7 +234,7 @@ def _rows(
     index: Ints,
     x: Floats,
     y: Floats,
-    colour: str | list[str],
+    colour: str | dict[str, Any],
     symbol: str = "circle",
     remark: str = "",
 ) -> None:
@@ -237,7 +246,7 @@ def _rows(
         for i in (index if len(rows) <= MOST_HOVERS else ())
     ]
     edge = {"color": colour, "width": 1.2} if remark else {"color": "white", "width": 0.5}
-    marker = {"color": colour, "size": 7, "symbol": symbol, "line": edge}
+    marker = {"size": 7, "symbol": symbol, "line": edge} | (colour if isinstance(colour, dict) else {"color": colour})
     _scatter(
         figure,
         x=_short(x[index]),
@@ -260,8 +269,8 @@ def _figure(x: dict[str, Any], y: dict[str, Any], *, legend: bool = False) -> Fi
             "xaxis": axis | x,
             "yaxis": axis | y,
             "showlegend": legend,
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 11}},
-            "margin": {"l": 58, "r": 12, "t": 24, "b": 48},
+            "legend": {"x": 0.01, "y": 0.99, "font": {"size": 11}, "bgcolor": "rgba(255,255,255,0.7)"},
+            "margin": {"l": 58, "r": 12, "t": 32, "b": 48},
             "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#222"},
             "hoverlabel": {"align": "left", "namelength": -1},
             "hovermode": "closest",
@@ -269,10 +278,11 @@ def _figure(x: dict[str, Any], y: dict[str, Any], *, legend: bool = False) -> Fi
     )
 
 
-def _colour_bar(figure: Figure, values: Floats, symbol: str, text: Any) -> None:
+def _colour_bar(figure: Figure, values: Floats, symbol: str, text: Callable[[float], str]) -> None:
     """What the colours between the least and the largest of ``values`` stand for, at the right."""
     low, high = float(values.min()), float(values.max())
-    ticks = views.log_ticks(low, high, 6) if high > 1.0001 * low else [low]
+    apart = len(values) <= 8 and np.diff(np.log(np.unique(values))).min(initial=np.inf) > 0.08 * np.log(high / low)
+    ticks = np.unique(values).tolist() if apart else views.log_ticks(low, high)
     bar = {"title": {"text": symbol}, "thickness": 10, "len": 1, "outlinewidth": 0, "tickfont": {"size": 10}}
     bar |= {"tickvals": np.log10(ticks).tolist(), "ticktext": [text(tick) for tick in ticks]}
     scale = {"colorscale": _scale(), "cmin": np.log10(low), "cmax": np.log10(high), "color": [np.log10(low)]}
@@ -288,13 +298,9 @@ def _scale() -> list[str]:
 
 
 def _shade(value: float, among: Floats) -> str:
-    return _shades(np.array([value]), among)[0]
-
-
-def _shades(values: Floats, among: Floats) -> list[str]:
-    """The colours of ``values`` on a logarithmic scale from the least to the largest of ``among``."""
+    """The colour of ``value`` on a logarithmic scale from the least to the largest of ``among``."""
     span = float(np.log(among.max() / among.min())) or 1.0
-    return _sample(BRIGHTEST * np.clip(np.log(values / among.min()) / span, 0, 1))
+    return _sample(np.array([BRIGHTEST * np.log(value / among.min()) / span]).clip(0, 1))[0]
 
 
 def _sample(shares: Floats) -> list[str]:
@@ -308,17 +314,30 @@ def _short(values: Floats) -> Any:
     return values.astype(np.float32)
 
 
-def _flops_axis(conventions: Conventions) -> dict[str, Any]:
-    return FLOPS_AXIS | {"title": html.escape(views.flops_label(conventions))}
+def _log_axis(label: str, low: float, high: float, text: Callable[[float], str], most: int = 6) -> dict[str, Any]:
+    ticks = views.log_ticks(low, high, most)
+    return {
+        "type": "log",
+        "title": html.escape(label),
+        "range": [float(np.log10(low)), float(np.log10(high))],
+        "tickvals": ticks,
+        "ticktext": [text(tick) for tick in ticks],
+        "tickmode": "array",
+        "exponentformat": "B",  # for the ticks that plotly chooses itself once the reader has zoomed in
+    }
 
 
-def _params_axis(conventions: Conventions) -> dict[str, Any]:
-    return COUNT_AXIS | {"title": html.escape(views.params_label(conventions))}
+def _flops_axis(conventions: Conventions, low: float, high: float) -> dict[str, Any]:
+    return _log_axis(views.flops_label(conventions), low, high, flops_text, 5) | {"exponentformat": "e"}
 
 
-def _optimum_axis(conventions: Conventions, which: int) -> dict[str, Any]:
+def _params_axis(conventions: Conventions, low: float, high: float) -> dict[str, Any]:
+    return _log_axis(views.params_label(conventions), low, high, count_text, 5)
+
+
+def _optimum_axis(conventions: Conventions, which: int, low: float, high: float) -> dict[str, Any]:
     label = views.tokens_label("D*") if which else views.params_label(conventions, "N*")
-    return COUNT_AXIS | {"title": html.escape(label)}
+    return _log_axis(label, low, high, count_text)
 
 
 def _loss(conventions: Conventions) -> str:

@@ -102,7 +102,7 @@ def clean(tables: Tables, params: ParamCount, flops: str) -> Tables:
 
 def params_conventions(points: pd.DataFrame, first: ParamCount) -> list[ParamCount]:
     """The N conventions that every row carries (``first`` foremost), else those that any row carries."""
-    order = sorted(PARAMS, key=lambda count: count is not first)
+    order = sorted(PARAMS, key=lambda count: count != first)
     full = [count for count in order if (points[PARAMS[count]] > 0).all()]
     return full or [count for count in order if (points[PARAMS[count]] > 0).any()] or [first]
 

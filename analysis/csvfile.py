@@ -50,7 +50,7 @@ def _read(path: Path) -> pd.DataFrame:
     if path.is_dir():
         raise UserError(f"path={path} is a folder, not a CSV file; name the file, or use source=runs for run folders.")
     try:
-        raw = pd.read_csv(path, float_precision="round_trip")
+        raw = pd.read_csv(path)
     except FileNotFoundError:
         raise UserError(f"path={path} does not exist; name a CSV file with one row per point.") from None
     except (OSError, ValueError) as error:  # ValueError holds pandas' parser errors and undecodable bytes

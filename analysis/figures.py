@@ -18,7 +18,7 @@ from analysis import views
 from analysis.laws import Law
 from analysis.result import ConventionFit, Envelope, FitResult, Floats, Isoflop, Parametric
 from analysis.views import count_text, flops_text
-from trainer.files import write_whole
+from trainer.files import disk_faults, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,7 +91,8 @@ def write_figures(fit: FitResult, curves: pd.DataFrame | None, out: Path, laws: 
             for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
                 path = out / "figures" / f"{name}.{kind}"
                 if figure is None:
-                    path.unlink(missing_ok=True)
+                    with disk_faults(path):
+                        path.unlink(missing_ok=True)
                     continue
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=kind, metadata=metadata)
@@ -129,7 +130,7 @@ def _frontier(fit: ConventionFit, level: float, laws: Sequence[Law]) -> Figure:
             label = f"{views.law_label(law, fit.conventions)}: {'ab'[which]} = {(law.a, law.b)[which]:.3f}"
             colour = views.LAW_COLOURS[i % len(views.LAW_COLOURS)]
             axes.plot(flops, views.law_frontier(law, flops)[which], color=colour, lw=0.9, ls=(0, (1, 1)), label=label)
-        _mark_largest(axes, fit, flops)
+        _mark_largest(axes, fit)
         _law_axes(axes, fit, which)
         axes.legend(
             loc="upper left", title=f"bands: {views.interval_text(level)}", title_fontsize=6.5, alignment="left"
@@ -150,7 +151,7 @@ def _envelope(fit: ConventionFit, approach: Envelope, curves: pd.DataFrame | Non
     colours = ScalarMappable(LogNorm(*views.padded(sizes, 1.0001)), cmap=views.COLOUR_MAP)
     lines = [np.column_stack([curve.flops, curve.loss]) for curve in drawn]
     colour_of_line = [colours.to_rgba(np.array(curve.params)) for curve in drawn]
-    panels[0].add_collection(LineCollection(lines, colors=colour_of_line, linewidths=0.6))
+    panels[0].add_collection(LineCollection(lines, colors=colour_of_line, linewidths=0.6 if len(lines) <= 60 else 0.3))
     panels[0].plot(one.flops, one.loss, ".", color="black", ms=1.5)
     panels[0].set(xscale="log", yscale="log")
     x, y = views.curve_window(drawn, approach)
@@ -284,21 +285,12 @@ def _law_axes(axes: Axes, fit: ConventionFit, which: int) -> None:
     _ticks(axes.yaxis, count_text)
 
 
-def _mark_largest(axes: Axes, fit: ConventionFit, flops: Floats) -> None:
+def _mark_largest(axes: Axes, fit: ConventionFit) -> None:
     """Where the rows end and extrapolation begins."""
     largest = float(fit.rows.flops.max())
-    if flops[-1] > largest * 1.05:
-        axes.axvline(largest, color="#888888", lw=0.6)
-        axes.annotate(
-            "largest C fitted ",
-            (largest, 0.02),
-            xycoords=("data", "axes fraction"),
-            rotation=90,
-            fontsize=6,
-            ha="right",
-            va="bottom",
-            color="#555555",
-        )
+    axes.axvline(largest, color="#888888", lw=0.6)
+    at: Any = {"xycoords": ("data", "axes fraction"), "rotation": 90, "ha": "right", "va": "bottom"}
+    axes.annotate("largest C fitted", (largest, 0.02), fontsize=6, color="#555555", **at)
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:

@@ -1,4 +1,4 @@
-"""A self-contained HTML page: sections, tables, and plotly charts with plotly.js inside, nothing loaded from anywhere."""
+"""A self-contained HTML page: sections, tables and plotly charts, with plotly.js inside: nothing is loaded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ nav { font-size: .9rem; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margi
 a { color: var(--link); text-decoration: none; }
 a:hover { text-decoration: underline; }
 .scroll { overflow-x: auto; margin: .6rem 0 1.2rem; max-width: 100%; }
-.tall { max-height: 26rem; overflow-y: auto; border: 1px solid var(--rule); }
+.tall { max-height: 26rem; overflow-y: auto; width: fit-content; border: 1px solid var(--rule); }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .9rem .35rem 0; text-align: left; vertical-align: top; white-space: nowrap; }
 th { font-weight: 600; border-bottom: 1px solid var(--text); }
@@ -37,18 +37,23 @@ td { border-bottom: 1px solid var(--rule); }
 .tall th:first-child, .tall td:first-child { padding-left: .6rem; }
 figure { margin: 1rem 0 1.4rem; }
 .charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
-.chart { height: 21rem; min-width: 0; }
+.chart { height: 21rem; min-width: 0; overflow: hidden; }
+.chart:only-child { max-width: 36rem; }
 figcaption { color: var(--muted); font-size: .9rem; max-width: 46rem; margin-top: .4rem; }
 dl { display: grid; grid-template-columns: minmax(8rem, 13rem) 1fr; margin: .6rem 0; font-size: .92rem; }
 dt, dd { margin: 0; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--rule); overflow-wrap: anywhere; }
 dt { color: var(--muted); }
-.note { background: var(--tint); border-left: 3px solid #d55e00; padding: .6rem 1rem; margin: 1rem 0; max-width: 48rem; }
+.note { background: var(--tint); border-left: 3px solid #d55e00; padding: .5rem 1rem; margin: 1rem 0;
+  max-width: 46rem; }
+.note p { margin: .1rem 0; }
 .note ul { margin: .2rem 0; padding-left: 1.1rem; }
 .note li { margin: .2rem 0; overflow-wrap: anywhere; }
 .plain { border-left-color: var(--rule); }
 @media (max-width: 40rem) {
   body { padding: 1.25rem 1rem 3rem; }
   h1 { font-size: 1.35rem; }
+  table { font-size: .78rem; }
+  th, td { padding-right: .5rem; }
   dl { grid-template-columns: 1fr; }
   dt { border-bottom: 0; padding-bottom: 0; }
   dd { padding-top: 0; }
@@ -56,10 +61,20 @@ dt { color: var(--muted); }
 @media print { .tall { max-height: none; } nav { display: none; } }
 """
 
+# Written-out ticks suit the whole range; once the reader zooms, plotly chooses, until a double click shows all again.
 START = """
-for (const [id, chart] of Object.entries(charts))
-  Plotly.newPlot(id, chart.data, chart.layout, {responsive: true, displaylogo: false, displayModeBar: "hover",
+for (const [id, chart] of Object.entries(charts)) {
+  Plotly.newPlot(id, chart.data, chart.layout, {responsive: true, displaylogo: false,
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: {filename: id, scale: 3}});
+  const box = document.getElementById(id), whole = JSON.stringify([chart.layout.xaxis.range, chart.layout.yaxis.range]);
+  box.on("plotly_relayout", change => {
+    if (!Object.keys(change).some(key => key.includes("range"))) return;
+    const now = JSON.stringify([box.layout.xaxis.range, box.layout.yaxis.range]), update = {};
+    for (const axis of ["xaxis", "yaxis"])
+      if (chart.layout[axis].ticktext) update[axis + ".tickmode"] = now === whole ? "array" : "auto";
+    Plotly.relayout(box, update);
+  });
+}
 """
 
 
@@ -82,7 +97,8 @@ class Page:
         for number, figure in enumerate(figures, start=1):
             self._charts[f"{name}-{number}"] = str(figure.to_json())
             boxes.append(f'<div class="chart" id="{name}-{number}"></div>')
-        return f'<figure><div class="charts">{"".join(boxes)}</div><figcaption>{html.escape(caption)}</figcaption></figure>'
+        legend = f"<figcaption>{html.escape(caption)}</figcaption>"
+        return f'<figure><div class="charts">{"".join(boxes)}</div>{legend}</figure>'
 
     def render(self) -> str:
         """The whole page."""
@@ -98,7 +114,8 @@ class Page:
                 f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
                 '<meta name="viewport" content="width=device-width, initial-scale=1">',
                 f"<title>{title}</title><style>{STYLE}</style></head><body>",
-                f'<header><h1>{title}</h1><p class="lead">{html.escape(self.lead)}</p><nav>{" ".join(links)}</nav></header>',
+                f'<header><h1>{title}</h1><p class="lead">{html.escape(self.lead)}</p>',
+                f"<nav>{' '.join(links)}</nav></header>",
                 *body,
                 self._scripts(),
                 "</body></html>\n",
@@ -126,10 +143,10 @@ def subheading(text: str) -> str:
     return f"<h3>{html.escape(text)}</h3>"
 
 
-def note(texts: Iterable[str], kind: str = "") -> str:
+def note(texts: Sequence[str], kind: str = "") -> str:
     """Plain sentences set off from the text; ``kind`` "plain" for those that warn of nothing."""
     items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
-    return f'<div class="note {kind}"><ul>{items}</ul></div>'
+    return f'<div class="note {kind}">{paragraph(texts[0]) if len(texts) == 1 else f"<ul>{items}</ul>"}</div>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str, *, tall: bool = False) -> str:

@@ -21,9 +21,11 @@ NAMES = ("A", "B", "E", "alpha", "beta")
 GRID = np.geomspace(0.03, 1.5, 24)
 MAX_STEPS = 300
 SMALLEST_DAMPING, LARGEST_DAMPING = 1e-12, 1e9
+LONGEST_STEP = 1.0  # in a logarithm or an exponent; where a term is nearly nothing, Newton's own step knows no bound
 STATIONARY = 1e-13  # of the largest gradient there could be
 CONVERGED = 1e-8
 RESAMPLED = 1e-3  # resampling itself moves the gradient by 1 / sqrt(n), far more
+LEAST_SCATTER = 1e-4  # of log L: no training run repeats more exactly, whatever the residuals say
 BATCH = 100  # replicates at once: their arrays stay in the cache
 
 
@@ -119,6 +121,8 @@ def unsupported(params: Floats, tokens: Floats, loss: Floats) -> str | None:
         return f"{distinct} distinct (N, D) points are too few for a law with five parameters; it needs at least 6."
     if sizes < 3 or lengths < 3:
         return f"{sizes} model size(s) and {lengths} token count(s) do not separate E, A and B; 3 of each are needed."
+    if np.ptp(np.log(params) + np.log(tokens)) < np.log(1.3):
+        return "all points lie at one budget, where N fixes D, so their effects cannot be told apart."
     if np.ptp(np.log(loss)) < 1e-12:
         return "all losses are equal, so no law of N and D can be seen in them."
     return None
@@ -276,7 +280,10 @@ class _Derivatives:
         matrix = matrix + (damping + 1e-14)[:, None, None] * np.eye(5)
         force = self.gradient * scale
         step = -np.linalg.solve(matrix, force[..., None])[..., 0]
-        return step * scale, -0.5 * np.einsum("bi,bi->b", force, step)
+        decrease = -0.5 * np.einsum("bi,bi->b", force, step)
+        step = step * scale
+        short = np.minimum(1.0, LONGEST_STEP / np.maximum(np.max(np.abs(step), axis=1), 1e-300))
+        return step * short[:, None], decrease
 
 
 def _softmax_curvature(data: _Data, slope: Floats, pa: Floats, pb: Floats, pe: Floats) -> Floats:
@@ -307,7 +314,7 @@ def _certificate(data: _Data, theta: Floats, best: int, agreeing: Bools, delta: 
     jacobian = np.column_stack([pa, pb, pe, -pa * data.x, -pb * data.y])
     norm = np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
     eigenvalues, vectors = np.linalg.eigh((jacobian / norm).T @ (jacobian / norm))
-    variance = np.sum((predicted - data.log_loss) ** 2) / max(1, len(data.x) - 5)
+    variance = max(np.sum((predicted - data.log_loss) ** 2) / max(1, len(data.x) - 5), LEAST_SCATTER**2)
     error = np.sqrt(variance * np.sum(vectors**2 / np.maximum(eigenvalues, 1e-15), axis=1)) / norm
     loose = np.abs(theta[agreeing] - theta[best]).max(axis=0) > 1e-3  # as good an objective elsewhere
     _, _, free_e, free_alpha, free_beta = loose | (error > [np.inf, np.inf, 1.0, *np.abs(theta[best, 3:])])

@@ -1,4 +1,4 @@
-"""``report.html``: a fit in one file that opens anywhere, offline: tables, interactive charts, what was left out and why."""
+"""``report.html``: a fit in one file that opens anywhere, offline: tables, charts, what was left out and why."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from analysis.result import (
     Parametric,
     Refused,
 )
-from analysis.views import count_text, estimate_text, flops_text, interval_text
+from analysis.views import count_text, estimate_text, flops_text, interval_text, number_of
 from trainer.files import write_whole
 
-MOST_ROWS = 2000
+MOST_ROWS = 1000
 """Rows listed: a longer list would make the page slow."""
 METHODS = {
-    "envelope": "At each C, the lowest loss that any run's curve reaches at the end of its schedule; power laws through "
-    "the sizes and token counts that reach it.",
+    "envelope": "At each C, the lowest loss that any run's curve reaches late in its schedule; power laws through the "
+    "sizes and token counts that reach it.",
     "isoflop": "At each budget, a parabola of loss in log N; power laws through the minima.",
-    "parametric": "L(N, D) = E + A / N^alpha + B / D^beta, fitted to all rows by a Huber loss on log L, summed over rows; "
-    "N* and D* minimise it at given C.",
+    "parametric": "L(N, D) = E + A / N^alpha + B / D^beta, fitted by a Huber loss on log L, summed over rows; N* and "
+    "D* minimise it at given C.",
 }
 
 
@@ -68,7 +68,8 @@ def render_report(
     _frontier(page, fit, laws)
     _approaches(page, fit, curves)
     _backtest(page, fit)
-    page.section("Fit card", fit_card(fit), *([note(fit.notes, "plain")] if fit.notes else []))
+    assumed = [subheading("Assumed about the source"), note(fit.notes, "plain")] if fit.notes else []
+    page.section("Fit card", fit_card(fit), *assumed)
     _left_out(page, fit)
     _rows_used(page, fit)
     return page.render()
@@ -78,7 +79,7 @@ def _lead(fit: FitResult) -> str:
     rows = fit.primary.rows
     group = "".join(f"{name} = {value}; " for name, value in fit.group.items())
     return (
-        f"{group}{len(rows):,} points fitted, {len(fit.excluded):,} rows left out. "
+        f"{group}{number_of(len(rows), 'point')} fitted, {number_of(len(fit.excluded), 'row')} left out. "
         f"C from {flops_text(rows.flops.min())} to {flops_text(rows.flops.max())} FLOPs, "
         f"N from {count_text(rows.params.min())} to {count_text(rows.params.max())} parameters."
     )
@@ -88,24 +89,24 @@ def _headline(page: Page, fit: FitResult) -> None:
     level = interval_text(fit.interval.level)
     parts = [note(fit.warnings)] if fit.warnings else []
     parts.append(paragraph(f"N* ∝ C^a and D* ∝ C^b; in brackets the {level} interval ({fit.interval.method})."))
-    rows = [_exponents(each, name) for each in fit.by_convention for name in each.approaches]
-    parts.append(table(("N counts", "Approach", "a", "b"), rows, "llrr"))
     for each in fit.by_convention:
+        counts, unit = views.COUNTS.get(each.conventions.params, each.conventions.params), each.conventions.loss
+        parts.append(subheading(f"N counts {counts} parameters"))
+        exponents = [(views.SHORT_TITLES[name], *_exponents(approach)) for name, approach in each.approaches.items()]
+        parts.append(table(("Approach", "a", "b"), exponents, "lrr"))
         optima = [row for name, approach in views.fitted(each).items() for row in _optima(name, approach.optima)]
-        counts = views.COUNTS.get(each.conventions.params, each.conventions.params)
-        parts.append(subheading(f"Compute-optimal sizes, N counting {counts} parameters"))
-        head = ("C, FLOPs", "Approach", "N*", "D*", "D* / N*", f"L*, {each.conventions.loss}")
-        # By budget, then in Hoffmann's order: what the approaches say about one budget stands together.
-        ordered = [row for _, row in sorted(optima, key=lambda at: at[0])]
-        parts.append(table(head, ordered, "llrrrr") if ordered else paragraph("None: every approach was refused."))
+        if optima:
+            # By budget, then in Hoffmann's order: what the approaches say about one budget stands together.
+            ordered = [row for _, row in sorted(optima, key=lambda at: at[0])]
+            head = ("C, FLOPs", "Approach", "N*", "D*", "D* / N*", f"L*, {unit}")
+            parts.append(table(head, ordered, "llrrrr", tall=len(ordered) > 24))
     page.section("Results", *parts)
 
 
-def _exponents(fit: ConventionFit, name: str) -> tuple[str, str, str, str]:
-    counts, approach = views.COUNTS.get(fit.conventions.params, fit.conventions.params), fit.approaches[name]
+def _exponents(approach: Envelope | Isoflop | Parametric | Refused) -> tuple[str, str]:
     if isinstance(approach, Refused):
-        return counts, views.TITLES[name], "refused", "refused"
-    return counts, views.TITLES[name], estimate_text(approach.a), estimate_text(approach.b)
+        return "refused", "refused"
+    return estimate_text(approach.a), estimate_text(approach.b)
 
 
 def _optima(name: str, optima: Sequence[Optimum]) -> list[tuple[float, tuple[str, ...]]]:
@@ -117,7 +118,7 @@ def _optima(name: str, optima: Sequence[Optimum]) -> list[tuple[float, tuple[str
             at.budget,
             (
                 flops_text(at.budget),
-                views.TITLES[name],
+                views.SHORT_TITLES[name],
                 estimate_text(at.n_opt, count_text),
                 estimate_text(at.d_opt, count_text),
                 ratio(at.n_opt, at.d_opt),
@@ -134,10 +135,11 @@ def _frontier(page: Page, fit: FitResult, laws: Sequence[Law]) -> None:
         page.section("Frontier", paragraph("No approach could be fitted, so there is no frontier to show."))
         return
     caption = (
-        "Compute-optimal parameters (left) and tokens (right) against training FLOPs. Lines are the fitted laws, bands "
-        f"their {interval_text(fit.interval.level)} intervals"
+        "Compute-optimal parameters (left) and tokens (right) against training FLOPs: lines are the fitted laws, bands "
+        f"their {interval_text(fit.interval.level)} intervals. Right of the vertical line, the largest C fitted, they "
+        "are extrapolated."
     )
-    caption += "; dotted lines are published laws, in their own counting of N and C." if laws else "."
+    caption += " Dotted lines are published laws, in their own counting of N and C." if laws else ""
     page.section("Frontier", page.charts("frontier", charts.frontier(primary, fit.interval.level, laws), caption))
 
 
@@ -168,7 +170,7 @@ def _envelope(page: Page, fit: FitResult, approach: Envelope, curves: pd.DataFra
     one = approach.fit
     caption = (
         "Left: loss against FLOPs of each run, coloured by N, thinned for drawing; black dots are the envelope. Middle "
-        f"and right: who holds it, against C, and the power laws. {one.runs_touching} of {one.runs} runs are the lowest "
+        f"and right: who holds it, against C, and the power laws. {one.runs_touching} of {one.runs} runs are lowest "
         f"somewhere; rows before {100 * one.tail:g} % of a run's schedule do not count."
     )
     return page.charts("envelope", figures, caption)
@@ -218,16 +220,16 @@ def _backtest(page: Page, fit: FitResult) -> None:
     if isinstance(test, Refused):
         page.section("Backtest", note([f"Not possible: {test.reason}"], "plain"))
         return
+    level, side = interval_text(test.level), "high" if test.bias > 0 else "low"
     text = (
-        f"Approach 3 fitted without the largest budget ({flops_text(test.budget)} FLOPs), then asked for the {test.rows} "
-        f"losses there. {100 * test.coverage:.0f} % of them lie in its {interval_text(test.level)} prediction interval "
-        f"({100 * test.coverage_parameters:.0f} % in the interval from the parameters alone). Predictions are off by "
-        f"{100 * test.error:.2g} % (root mean square), on average {abs(100 * test.bias):.2g} % too "
-        f"{'high' if test.bias > 0 else 'low'}."
+        f"Approach 3 fitted without the largest budget ({flops_text(test.budget)} FLOPs), then asked for the "
+        f"{test.rows} losses there. {100 * test.coverage:.0f} % of them lie in its {level} prediction interval, "
+        f"{100 * test.coverage_parameters:.0f} % in the interval from the parameters alone. Predictions are off by "
+        f"{100 * test.error:.2g} % (root mean square), on average {abs(100 * test.bias):.2g} % too {side}."
     )
     caption = (
-        f"Predicted against measured loss of the held-out points, with {interval_text(test.level)} prediction intervals; "
-        "on the line they agree."
+        f"Predicted against measured loss of the held-out points, with {level} prediction intervals. "
+        "On the line they agree."
     )
     page.section(
         "Backtest", paragraph(text), page.charts("backtest", [charts.backtest(test, fit.primary.conventions)], caption)

@@ -67,7 +67,7 @@ def read_run(folder: RunFolder) -> tuple[list[dict[str, Any]], pd.DataFrame, lis
 def _folders(root: Path, sweep: str) -> list[RunFolder]:
     path = root / sweep
     if not sweep or not path.is_dir():
-        there = sorted(each.parent.name for each in root.glob("*/*/config.yaml"))
+        there = sorted(each.parent.parent.name for each in root.glob("*/*/config.yaml"))
         known = ", ".join(dict.fromkeys(there)) or "no sweep at all"
         raise UserError(f"sweep.name={sweep!r}: there is no folder {path}; root={root} holds {known}.")
     folders = sorted(each.parent for each in path.glob("*/config.yaml"))

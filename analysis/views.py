@@ -35,6 +35,7 @@ TITLES = {
     "isoflop": "Approach 2, isoFLOP",
     "parametric": "Approach 3, parametric",
 }
+SHORT_TITLES = {"envelope": "1 envelope", "isoflop": "2 isoFLOP", "parametric": "3 parametric"}
 COLOURS = {"envelope": "#0072B2", "isoflop": "#D55E00", "parametric": "#009E73"}
 """Okabe and Ito's, which colour-blind readers tell apart."""
 DASHES = {"envelope": "solid", "isoflop": "dashed", "parametric": "dashdot"}
@@ -46,7 +47,7 @@ FRONTIER_POINTS = 80
 PARABOLA_POINTS = 60
 SURFACE_POINTS = 60
 MOST_SLICES = 9
-CURVE_POINTS, MOST_CURVES, MOST_CURVE_POINTS = 200, 400, 30_000
+CURVE_POINTS, MOST_CURVES, MOST_CURVE_POINTS = 200, 300, 20_000
 """Per curve, curves, and points of all curves together: more can neither be seen nor loaded quickly."""
 
 
@@ -116,7 +117,12 @@ def estimate_text(estimate: Estimate, text: Callable[[float], str] = "{:.3f}".fo
         return "–"
     if estimate.low is None or estimate.high is None:
         return text(estimate.value)
-    return f"{text(estimate.value)} ({text(estimate.low)} to {text(estimate.high)})"
+    return f"{text(estimate.value)} ({text(estimate.low)}, {text(estimate.high)})"
+
+
+def number_of(count: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def budgets_text(budgets: Sequence[float], most: int = 6) -> str:
@@ -194,13 +200,8 @@ def fitted(fit: ConventionFit) -> dict[str, Envelope | Isoflop | Parametric]:
 
 
 def frontier_flops(fit: ConventionFit) -> Floats:
-    """The C over which frontiers are drawn: all rows, and all budgets that optima are stated at."""
-    stated = [at.budget for approach in fitted(fit).values() for at in approach.optima]
-    low = min([float(fit.rows.flops.min()), *stated])
-    high = max([float(fit.rows.flops.max()), *stated])
-    if high <= low:
-        low, high = low / 2, high * 2
-    return np.geomspace(low, high, FRONTIER_POINTS)
+    """The C over which frontiers are drawn: from the least of the rows to ten times the largest."""
+    return np.geomspace(fit.rows.flops.min(), 10 * fit.rows.flops.max(), FRONTIER_POINTS)
 
 
 def training_curves(fit: ConventionFit, curves: pd.DataFrame | None) -> list[Curve]:
@@ -356,6 +357,11 @@ def _slice(fit: ConventionFit, law: Parametric, budget: float, index: Ints) -> S
 def residual_percent(law: Parametric) -> Floats:
     """Measured over fitted loss, minus 1, in percent; one per row."""
     return 100 * np.expm1(law.fit.residuals)
+
+
+def extent(frontier: Frontier) -> list[Floats]:
+    """What an axis must hold to show a frontier."""
+    return [at for at in (frontier.value, frontier.low, frontier.high) if at is not None]
 
 
 def padded(values: npt.ArrayLike | Sequence[Floats], factor: float) -> tuple[float, float]:

@@ -124,7 +124,12 @@ def _compose_and_run(config_name: str, body: Callable[[Any], int], help_text: st
 
 
 def _template(help_text: str) -> str:
-    return f"{help_text.strip()}\n\nOptions of each group (choose with group=option):\n$APP_CONFIG_GROUPS\nEvery value (override with key.subkey=value):\n$CONFIG\nHydra's own flags: --cfg job, --config-dir DIR, --info, --resolve, --package.\n"
+    return (
+        f"{help_text.strip()}\n\n"
+        "Options of each group (choose with group=option):\n$APP_CONFIG_GROUPS\n"
+        "Every value (override with key.subkey=value):\n$CONFIG\n"
+        "Hydra's own flags: --cfg job, --config-dir DIR, --info, --resolve, --package.\n"
+    )
 
 
 def _quoted(text: str) -> str:

@@ -34,9 +34,7 @@ def expand(config: DictConfig) -> list[tuple[dict[str, Any], Config]]:
         for key, value in values.items():
             try:
                 if OmegaConf.select(changed, key, throw_on_missing=False) is None and not _exists(changed, key):
-                    raise UserError(
-                        f"sweep.axes: {key!r} is no config key; `--cfg job` lists them all, e.g. optim.lr."
-                    )
+                    raise UserError(f"sweep.axes: {key!r} is no config key; `--cfg job` lists them all, e.g. optim.lr.")
                 OmegaConf.update(changed, key, value)
             except OmegaConfBaseException as error:
                 raise UserError(f"sweep.axes: {key}={value!r} is refused: {sentence(error)}") from None
@@ -66,7 +64,9 @@ def _axis(name: str, values: Any) -> list[dict[str, Any]]:
     rows = values if len(keys) > 1 else [[value] for value in values]
     for row in rows:
         if not isinstance(row, list) or len(row) != len(keys):
-            raise UserError(f"sweep.axes: {name!r} names {len(keys)} keys, but {row!r} is not a list of as many values.")
+            raise UserError(
+                f"sweep.axes: {name!r} names {len(keys)} keys, but {row!r} is not a list of as many values."
+            )
     return [dict(zip(keys, row, strict=True)) for row in rows]
 
 

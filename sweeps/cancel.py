@@ -1,7 +1,7 @@
 """``isoflop cancel``: stop points that run, and take back those that wait. What they measured stays.
 
-    isoflop cancel sweep=quickstart
-    isoflop cancel sweep=quickstart point=c3e12-n12k
+isoflop cancel sweep=quickstart
+isoflop cancel sweep=quickstart point=c3e12-n12k
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``isoflop clean``: free the checkpoints of points that are done, as ``trainer.keep`` says.
 
-    isoflop clean sweep=quickstart trainer.keep=none
+isoflop clean sweep=quickstart trainer.keep=none
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class FitSource(StrEnum):
 
 @dataclass(kw_only=True)
 class CentreConfig:
-    """Where a budget's sizes are centred: on a law's optimum, or at n_opt (C / at)^exponent non-embedding parameters."""
+    """Where a budget's sizes are centred: on a law's optimum, or at n_opt (C / at)^exponent (non-embedding)."""
 
     law: str | None = None
     n_opt: float | None = None

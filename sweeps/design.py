@@ -98,9 +98,7 @@ def spaced(centre: float, count: int, spacing: float) -> list[float]:
     return [centre * spacing ** (i - (count - 1) / 2) for i in range(count)]
 
 
-def centre_params(
-    centre: CentreConfig, budget: float, shapes: Sequence[Shape], law: Callable[[str], Law]
-) -> float:
+def centre_params(centre: CentreConfig, budget: float, shapes: Sequence[Shape], law: Callable[[str], Law]) -> float:
     """Non-embedding parameters around which a budget's sizes lie.
 
     A law is asked shape by shape, in its own count of parameters and with the tokens that the budget really buys each
@@ -114,15 +112,15 @@ def centre_params(
         return float(n_opt * (budget / at) ** centre.exponent)
     if centre.law is None or centre.n_opt is not None:
         raise UserError(
-            f"sweep.centre has law={centre.law} and n_opt={centre.n_opt}; state one of them: sweep.centre.law=<name>, or "
-            "sweep.centre.n_opt=<parameters> with sweep.centre.at=<FLOPs>."
+            f"sweep.centre has law={centre.law} and n_opt={centre.n_opt}; state one of them: sweep.centre.law=<name>, "
+            "or sweep.centre.n_opt=<parameters> with sweep.centre.at=<FLOPs>."
         )
     known = law(centre.law)
     best = min(shapes, key=lambda shape: known.loss(shape.params(known.params), budget / shape.flops_per_token()))
     if best in (shapes[0], shapes[-1]):
         raise UserError(
             f"sweep.budgets: at {budget:.4g} FLOPs the optimum of {centre.law} lies off the shape ladder "
-            f"({shapes[0].params_non_embedding:.4g} to {shapes[-1].params_non_embedding:.4g} non-embedding parameters); "
+            f"({shapes[0].params_non_embedding:.4g} to {shapes[-1].params_non_embedding:.4g} parameters); "
             "choose another model= or budget, or state sweep.centre.n_opt and sweep.centre.at."
         )
     return float(best.params_non_embedding)
@@ -147,7 +145,9 @@ def _points(sweep: SweepConfig, model: ModelConfig, shapes: Sequence[Shape]) -> 
     try:
         table = pd.read_csv(path, comment="#")
     except (OSError, ValueError) as error:
-        raise UserError(f"sweep.points={path} cannot be read as CSV ({error}); give a file with a header row.") from None
+        raise UserError(
+            f"sweep.points={path} cannot be read as CSV ({error}); give a file with a header row."
+        ) from None
     by_shape = {"layers", "d_model"} <= set(table.columns)
     needed = ["layers", "d_model", "tokens"] if by_shape else ["params", "tokens"]
     absent = [name for name in needed if name not in table.columns]
@@ -159,7 +159,9 @@ def _points(sweep: SweepConfig, model: ModelConfig, shapes: Sequence[Shape]) -> 
     for row, values in enumerate(table[needed].to_dict("records"), start=1):
         for name, value in values.items():
             if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-                raise UserError(f"sweep.points={path}, row {row}: {name}={value} must be a positive number; correct it.")
+                raise UserError(
+                    f"sweep.points={path}, row {row}: {name}={value} must be a positive number; correct it."
+                )
     if by_shape:
         known = {(shape.layers, shape.d_model): shape for shape in shapes}
         chosen = []

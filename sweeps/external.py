@@ -7,12 +7,19 @@ find its own checkpoints in the folder when it is started again; on SIGTERM it s
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
+from trainer.files import write_json
+from trainer.lock import process_birth
 from trainer.runfolder import RunConfig, RunFolder
 
 GRACE_SECONDS = 30.0
@@ -23,9 +30,7 @@ class ExternalTrainerError(Exception):
     """The program did not start, or left without a final record."""
 
 
-def train_externally(
-    folder: RunFolder, config: RunConfig, job: str, should_stop: Callable[[], str | None]
-) -> str:
+def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop: Callable[[], str | None]) -> str:
     """Run ``trainer.command`` on the folder and judge what it left there.
 
     Returns
@@ -39,6 +44,7 @@ def train_externally(
         If it cannot start, or ends by itself without a valid final record for every point.
     """
     command = [part.replace("{folder}", str(folder.path)) for part in shlex.split(config.recipe.command or "")]
+    _end_orphan(folder)
     attempt = folder.start_attempt(job, None)
     log = folder.path / "trainer.log"
     why = "the worker failed"
@@ -50,7 +56,11 @@ def train_externally(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "ISOFLOP_ATTEMPT": str(attempt)},
+                start_new_session=True,
             )
+        write_json(
+            _owner_path(folder), {"host": socket.gethostname(), "pid": process.pid, "born": process_birth(process.pid)}
+        )
         stopped = _wait(process, should_stop)
         points = folder.points()
         if all(point_id in points for point_id in config.recipe.point_ids):
@@ -69,17 +79,33 @@ def train_externally(
     return why
 
 
+def _owner_path(folder: RunFolder) -> Path:
+    return folder.path / "trainer.json"
+
+
+def _end_orphan(folder: RunFolder) -> None:
+    """Kill a program that outlived its worker: it would write beside the one to be started."""
+    try:
+        owner = json.loads(_owner_path(folder).read_text())
+        host, pid, born = owner["host"], int(owner["pid"]), owner["born"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if host == socket.gethostname() and born and process_birth(pid) == born:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+
+
 def _wait(process: subprocess.Popen[bytes], should_stop: Callable[[], str | None]) -> str | None:
     """Wait for the program; stop it when asked to. Returns the reason, None if it left by itself."""
     pause = 0.005
     while process.poll() is None:
         reason = should_stop()
         if reason is not None:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
             try:
                 process.wait(GRACE_SECONDS)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             return reason
         time.sleep(pause)

@@ -1,8 +1,8 @@
 """``isoflop fit``: the three approaches, from run folders or from anybody's CSV.
 
-    isoflop fit sweep=quickstart
-    isoflop fit source=csv path=points.csv columns.params=n columns.loss=val where="decay == 'cosine'"
-    isoflop fit source=csv path=many.csv group_by=dataset,recipe
+isoflop fit sweep=quickstart
+isoflop fit source=csv path=points.csv columns.params=n columns.loss=val where="decay == 'cosine'"
+isoflop fit source=csv path=many.csv group_by=dataset,recipe
 """
 
 from __future__ import annotations
@@ -148,12 +148,18 @@ def _body(raw: DictConfig) -> int:
         path = Path(config.path)
         tables, title, out = read_csv(path, config.columns), path.stem, Path("fits") / path.stem
     fit_and_show(
-        config, tables, Path(config.out) if config.out else out, title=title, where=config.where, group_by=config.group_by
+        config,
+        tables,
+        Path(config.out) if config.out else out,
+        title=title,
+        where=config.where,
+        group_by=config.group_by,
     )
     return 0
 
 
-HELP = """isoflop fit [sweep=NAME] | source=csv path=FILE [columns.OURS=THEIRS] [where=QUERY] [group_by=COLUMNS] [out=DIR]
+HELP = """isoflop fit [sweep=NAME] [out=DIR] [key=value ...]
+isoflop fit source=csv path=FILE [columns.OURS=THEIRS] [where=QUERY] [group_by=COLUMNS] [out=DIR]
 
 Fit the three Chinchilla approaches with bootstrap intervals; write fit.json, tables, figures and report.html.
 law=NAME draws a published law beside the own fit. fit.* holds the knobs (delta, replicates, level, ...)."""

@@ -1,7 +1,7 @@
 """``isoflop plan``: the sweep resolved into a table, before anything is submitted.
 
-    isoflop plan sweep=quickstart
-    isoflop plan sweep=chinchilla format=json
+isoflop plan sweep=quickstart
+isoflop plan sweep=chinchilla format=json
 """
 
 from __future__ import annotations
@@ -219,7 +219,9 @@ def seeds(config: Config) -> list[int]:
     """The sweep's seeds, checked."""
     found = config.sweep.seeds
     if not found or len(set(found)) < len(found) or any(seed < 0 for seed in found):
-        raise UserError(f"sweep.seeds={found} must list different whole numbers of 0 or more, e.g. sweep.seeds=[0,1,2].")
+        raise UserError(
+            f"sweep.seeds={found} must list different whole numbers of 0 or more, e.g. sweep.seeds=[0,1,2]."
+        )
     return list(found)
 
 

@@ -1,7 +1,7 @@
 """``isoflop predict``: compute-optimal size, tokens and loss, from a fit or a published law.
 
-    isoflop predict law=hoffmann2022_tex flops=5.76e23
-    isoflop predict path=runs/quickstart/fit flops=1e13
+isoflop predict law=hoffmann2022_tex flops=5.76e23
+isoflop predict path=runs/quickstart/fit flops=1e13
 """
 
 from __future__ import annotations

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from sweeps.config import Config
 from sweeps.cost import step_memory
@@ -77,11 +80,32 @@ def make_runtime(config: Config, recipe: Recipe) -> Runtime:
 
 
 def micro_batch(config: Config, recipe: Recipe) -> int:
-    """Most sequences per forward pass that fit the device's memory: the batch, or it halved until it fits; 0 for all."""
+    """Most sequences per forward pass that the device holds: the batch halved until it fits; 0 for all of it."""
     sequences = recipe.sequences
     while sequences > 1 and step_memory(recipe, sequences, config.device.kind) > config.device.memory_gb * 1e9:
         sequences = -(-sequences // 2)
     return 0 if sequences == recipe.sequences else sequences
+
+
+POSITIVE = ("a positive number", lambda value: value > 0)
+NOT_NEGATIVE = ("0 or more", lambda value: value >= 0)
+ONE_OR_MORE = ("1 or more", lambda value: value >= 1)
+SHARE = ("in (0, 1]", lambda value: 0 < value <= 1)
+BELOW_ONE = ("in [0, 1)", lambda value: 0 <= value < 1)
+
+RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("optim.lr", "optim.lr_width", "optim.lr_batch", "optim.batch_divisor", "optim.eps"), POSITIVE),
+    **dict.fromkeys(("optim.batch_min", "optim.batch_max"), ONE_OR_MORE),
+    **dict.fromkeys(("optim.weight_decay", "optim.clip", "trainer.micro_batch", "cluster.workers"), NOT_NEGATIVE),
+    **dict.fromkeys(("optim.beta1", "optim.beta2", "schedule.warmup"), BELOW_ONE),
+    **dict.fromkeys(("schedule.cooldown", "device.utilisation"), SHARE),
+    "schedule.final": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    **dict.fromkeys(("data.sequence", "data.eval_windows", "trainer.rows", "trainer.threads"), ONE_OR_MORE),
+    **dict.fromkeys(("data.max_epochs", "device.flops_per_second", "device.memory_gb"), POSITIVE),
+    **dict.fromkeys(("trainer.checkpoint_seconds", "sweep.tolerance", "device.price_per_hour"), NOT_NEGATIVE),
+    "trainer.eval_at": ("shares in (0, 1]", lambda values: all(0 < value <= 1 for value in values)),
+}
+"""What a key takes; NaN passes none of these."""
 
 
 def check_rules(config: Config) -> None:
@@ -92,30 +116,14 @@ def check_rules(config: Config) -> None:
     UserError
         Naming the field, its value and what it takes.
     """
-    for field, value, allowed, good in (
-        *((f"optim.{name}", getattr(config.optim, name), "a positive number", getattr(config.optim, name) > 0)
-          for name in ("lr", "lr_width", "lr_batch", "batch_divisor", "batch_min", "eps")),
-        *((f"optim.{name}", getattr(config.optim, name), "in [0, 1)", 0 <= getattr(config.optim, name) < 1)
-          for name in ("beta1", "beta2")),
-        *((f"optim.{name}", getattr(config.optim, name), "0 or more", getattr(config.optim, name) >= 0)
-          for name in ("weight_decay", "clip")),
-        ("optim.batch_max", config.optim.batch_max, "batch_min or more", config.optim.batch_max >= config.optim.batch_min),
-        ("schedule.warmup", config.schedule.warmup, "in [0, 1)", 0 <= config.schedule.warmup < 1),
-        ("schedule.cooldown", config.schedule.cooldown, "in (0, 1]", 0 < config.schedule.cooldown <= 1),
-        ("schedule.final", config.schedule.final, "in [0, 1]", 0 <= config.schedule.final <= 1),
-        ("data.sequence", config.data.sequence, "1 or more", config.data.sequence >= 1),
-        ("data.eval_windows", config.data.eval_windows, "1 or more", config.data.eval_windows >= 1),
-        ("data.max_epochs", config.data.max_epochs, "a positive number", config.data.max_epochs > 0),
-        ("trainer.rows", config.trainer.rows, "1 or more", config.trainer.rows >= 1),
-        ("trainer.threads", config.trainer.threads, "1 or more", config.trainer.threads >= 1),
-        ("trainer.micro_batch", config.trainer.micro_batch, "0 or more", config.trainer.micro_batch >= 0),
-        ("trainer.eval_at", config.trainer.eval_at, "shares in (0, 1]", all(0 < s <= 1 for s in config.trainer.eval_at)),
-        ("device.flops_per_second", config.device.flops_per_second, "a positive number",
-         config.device.flops_per_second > 0),
-        ("device.utilisation", config.device.utilisation, "in (0, 1]", 0 < config.device.utilisation <= 1),
-    ):  # fmt: skip
-        if not good or value != value:
-            raise UserError(f"{field}={value} must be {allowed}; set {field}=<value> so.")
+    for key, (allowed, good) in RULES.items():
+        value = attrgetter(key)(config)
+        if not good(value):
+            raise UserError(f"{key}={value} must be {allowed}; set {key}=<value> so.")
+    if config.optim.batch_max < config.optim.batch_min:
+        raise UserError(
+            f"optim.batch_max={config.optim.batch_max} is below optim.batch_min={config.optim.batch_min}; raise it."
+        )
 
 
 def _schedule(schedule: ScheduleConfig, steps: int) -> ScheduleRecipe:

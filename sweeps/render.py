@@ -237,7 +237,12 @@ def live() -> Iterator[Callable[[RenderableType], None]]:
 @contextmanager
 def progress_line() -> Iterator[Callable[[str, float], None]]:
     """A progress bar on stderr, gone when done: call it with what is being done and the share (0 to 1) that is."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=stderr(), transient=True) as bar:
         task: list[Any] = []
 

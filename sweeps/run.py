@@ -1,6 +1,6 @@
 """``isoflop run``: plan, submit, wait, fit, report. Interrupted at any moment and started again, it continues.
 
-    isoflop run sweep=quickstart
+isoflop run sweep=quickstart
 """
 
 from __future__ import annotations

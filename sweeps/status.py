@@ -1,7 +1,7 @@
 """``isoflop status``: one table of what has become of every point. It never writes.
 
-    isoflop status sweep=quickstart watch=true
-    isoflop status sweep=quickstart format=json
+isoflop status sweep=quickstart watch=true
+isoflop status sweep=quickstart format=json
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``isoflop submit``: bring what is wanted and what is there together; start workers for the rest, nothing else.
 
-    isoflop submit sweep=quickstart
-    isoflop submit sweep=quickstart retry=all
+isoflop submit sweep=quickstart
+isoflop submit sweep=quickstart retry=all
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def _one_submitter(folder: SweepFolder) -> Iterator[None]:
     deadline = time.monotonic() + LOCK_SECONDS
     while not folder_lock.acquire():
         if time.monotonic() > deadline:
-            raise MachineFault(f"another isoflop has been submitting in {folder.path} for {LOCK_SECONDS:.0f} s; try again.")
+            raise MachineFault(
+                f"another isoflop has been submitting in {folder.path} for {LOCK_SECONDS:.0f} s; try again."
+            )
         time.sleep(0.1)
     try:
         yield

@@ -1,6 +1,6 @@
 """``isoflop train``: one point, here, in this process: what a worker executes, and how to debug it.
 
-    isoflop train sweep=quickstart point=c3e11-n3.2k
+isoflop train sweep=quickstart point=c3e11-n3.2k
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ def _body(raw: DictConfig) -> int:
     write_plan(plan, folder)
     chosen = select(inspect(folder, plan.to_dict(), config.limits.lost_attempts), config.point)
     if config.point is None or len(chosen) > 1:
-        raise UserError(
-            f"point={config.point} fits {len(chosen)} points; name one: {', '.join(s.point_id for s in chosen[:4])}, ..."
-        )
+        some = ", ".join(state.point_id for state in chosen[:4])
+        raise UserError(f"point={config.point} fits {len(chosen)} points; name one, such as {some}.")
     point = next(point for point in plan.points if point.point_id == chosen[0].point_id)
     run = folder.run(point.run.run_id)
     open_run(run, point.run)
@@ -39,7 +38,9 @@ def _body(raw: DictConfig) -> int:
         return complain(f"interrupted; the same command continues {run.run_id}", INTERRUPTED)
     if verdict is None:
         raise MachineFault(f"another process is training {run.run_id}; `isoflop status` shows it.")
-    show_status(folder, select(inspect(folder, plan.to_dict(), config.limits.lost_attempts), point.point_id), [], config.format)
+    show_status(
+        folder, select(inspect(folder, plan.to_dict(), config.limits.lost_attempts), point.point_id), [], config.format
+    )
     return 1 if verdict.startswith(FAILED) else 0
 
 

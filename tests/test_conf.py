@@ -29,7 +29,9 @@ def composed(*overrides: str) -> Config:
 
 
 def test_the_groups_are_the_folders() -> None:
-    assert sorted(GROUPS) == sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__")
+    assert sorted(GROUPS) == sorted(
+        path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__"
+    )
 
 
 @pytest.mark.parametrize("group", GROUPS)

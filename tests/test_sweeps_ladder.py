@@ -51,7 +51,9 @@ def test_swiglu_takes_a_narrower_feed_forward() -> None:
     assert shape.params_by_group()["ffw"] == shape.layers * 3 * 384 * 1024
 
 
-@pytest.mark.parametrize(("width", "wanted", "size"), [(16, 16, 16), (24, 16, 12), (48, 16, 16), (40, 16, 20), (64, 64, 64)])
+@pytest.mark.parametrize(
+    ("width", "wanted", "size"), [(16, 16, 16), (24, 16, 12), (48, 16, 16), (40, 16, 20), (64, 64, 64)]
+)
 def test_heads_take_the_nearest_even_size_that_divides(width: int, wanted: int, size: int) -> None:
     assert nearest_head_size(width, wanted) == size
 
@@ -158,7 +160,10 @@ def test_bad_points_are_refused_by_row(tmp_path: Path, text: str, message: str) 
         ({"centre": CentreConfig(n_opt=1e4)}, r"sweep.centre.at holds None"),
         ({"centre": CentreConfig(law="nobody1999")}, r"law=nobody1999 is not known; choose one of besiroglu2024"),
         ({"centre": CentreConfig(law="hoffmann2022")}, r"the optimum of hoffmann2022 lies off the shape ladder"),
-        ({"design": Design.horizons, "horizons": [1e6]}, r"design horizons needs a list of non-embedding parameter counts"),
+        (
+            {"design": Design.horizons, "horizons": [1e6]},
+            r"design horizons needs a list of non-embedding parameter counts",
+        ),
         ({"design": Design.horizons, "sizes": [1e4]}, r"sweep.horizons=\[\] must list"),
         ({"design": Design.grid, "sizes": [1e4]}, r"sweep.tokens_per_param=\[\] must list"),
         ({"design": Design.points}, r"sweep.points is empty"),

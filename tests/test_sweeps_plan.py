@@ -104,7 +104,9 @@ def test_ids_tell_what_they_name(plan: Callable[..., Answer]) -> None:
 
 
 def test_seeds_and_axes_cross_the_points(plan: Callable[..., Answer]) -> None:
-    points = plan("sweep.seeds=[0,1]", "sweep.axes={optim.lr: [0.01, 0.02, 0.04]}", "sweep.budgets=[1e10]").json["points"]
+    points = plan("sweep.seeds=[0,1]", "sweep.axes={optim.lr: [0.01, 0.02, 0.04]}", "sweep.budgets=[1e10]").json[
+        "points"
+    ]
     assert len(points) == 4 * 2 * 3
     assert len({p["point_id"] for p in points}) == len(points)
     assert {p["axis.optim.lr"] for p in points} == {0.01, 0.02, 0.04}

@@ -51,8 +51,9 @@ def plain_loss(shape: Shape, flat: Tensor, tokens: Tensor) -> Tensor:
     def rotate(y: Tensor) -> Tensor:
         if shape.positions is Positions.learned:
             return y
-        turned = torch.complex(*y.split(k // 2, -1)) * torch.polar(torch.ones_like(angle), angle)
-        return torch.cat((turned.real, turned.imag), -1)
+        even, odd = y[..., 0::2], y[..., 1::2]
+        turned = (even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos())
+        return torch.stack(turned, -1).flatten(-2)
 
     for layer in range(shape.layers):
         h = functional.rms_norm(x, (d,), w[f"{layer}.norm_attention"], NORM_EPS)
@@ -74,8 +75,8 @@ def plain_loss(shape: Shape, flat: Tensor, tokens: Tensor) -> Tensor:
 
 def loss_and_gradient(shape: Shape, flat: Tensor, tokens: Tensor, path: Attention) -> tuple[Tensor, Tensor]:
     model = Transformer(shape, flat, path)
-    loss = model.loss(tokens, weight=1 / tokens[:, 1:].numel())
-    return loss.detach(), model.gradient(loss)
+    loss, count = model.loss(tokens), tokens[:, 1:].numel()
+    return loss.detach() / count, model.gradient(loss) / count
 
 
 @given(shape=SHAPES)

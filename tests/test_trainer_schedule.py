@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -68,7 +69,7 @@ def test_is_continuous(case: tuple[ScheduleRecipe, int]) -> None:
     fall = {"linear": 1 / max(1, length), "cosine": math.pi / 2 / max(1, length), "sqrt": math.sqrt(1 / max(1, length))}
     shape = schedule.cooldown_shape.value if schedule.decay is Decay.wsd else schedule.decay.value
     limit = max(warm, fall[shape]) + 1e-9
-    assert all(abs(b - a) <= limit for a, b in zip(values, values[1:], strict=False))
+    assert all(abs(b - a) <= limit for a, b in itertools.pairwise(values))
 
 
 def test_numbers() -> None:

@@ -47,9 +47,7 @@ GOPHER = gopher_like(80, 16384, 128, 128, 65536)
     ],
     ids=["chinchilla", "gopher"],
 )
-def test_published_models(
-    shape: Shape, matrices: int, family: int, forward: int, ratio: float, palm: float
-) -> None:
+def test_published_models(shape: Shape, matrices: int, family: int, forward: int, ratio: float, palm: float) -> None:
     groups = shape.params_by_group()
     assert groups["attention"] + groups["ffw"] == matrices == 12 * shape.layers * shape.d_model**2
     assert params_gopher_family(shape) == family
@@ -149,6 +147,6 @@ def test_a_shape_of_nothing_is_refused(name: str, value: float) -> None:
 
 def test_rotary_positions_need_an_even_head() -> None:
     values = dict.fromkeys(("layers", "d_model", "heads", "ffw", "vocabulary", "sequence"), 2)
-    with pytest.raises(UserError, match="model.head_size=3 is odd"):
+    with pytest.raises(UserError, match=r"model\.head_size=3 is odd"):
         Shape(head_size=3, **values)  # type: ignore[arg-type]
     assert Shape(head_size=3, positions=Positions.learned, **values).params_total > 0  # type: ignore[arg-type]

@@ -157,7 +157,9 @@ def test_training_survives_a_mirror_that_cannot_be_opened(tmp_path: Path, monkey
 
     monkeypatch.setattr(wandb, "init", unreachable)
     corpus = small_corpus(tmp_path)
-    folder = make_run(tmp_path, corpus, sweep="lost", tracking=mirrored(WandbMode.online), kernels={"attention": "sdpa"})
+    folder = make_run(
+        tmp_path, corpus, sweep="lost", tracking=mirrored(WandbMode.online), kernels={"attention": "sdpa"}
+    )
     with pytest.warns(UserWarning, match="wandb.init failed with CommError: the server does not answer"):
         assert train(folder, tmp_path) == "done"
     plain = make_run(tmp_path, corpus, sweep="plain", kernels={"attention": "sdpa"})
@@ -166,14 +168,19 @@ def test_training_survives_a_mirror_that_cannot_be_opened(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("backend", [TrackingConfig(), mirrored(WandbMode.disabled)])
-def test_wandb_is_not_imported_unless_asked_for(tmp_path: Path, backend: TrackingConfig) -> None:
+def test_no_mirror_is_opened_unless_asked_for(tmp_path: Path, backend: TrackingConfig) -> None:
     folder = make_run(tmp_path, "corpus", tracking=backend)
     tracker = open_tracker(folder.path, folder.read_config(), attempt=0, job="")
     assert isinstance(tracker, NoTracker)
     tracker.log({})
     tracker.summary({})
     tracker.finish(True)
-    code = "import trainer.loop; assert 'wandb' not in sys.modules"
+    assert not (folder.path / "wandb").exists()
+
+
+def test_training_without_a_mirror_does_not_import_wandb(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, small_corpus(tmp_path), steps=2)
+    code = "assert train(folder, root) == 'done' and 'wandb' not in sys.modules"
     child = start_training(folder, tmp_path, code)
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 0, errors

@@ -38,11 +38,14 @@ class FlatAdamW:
         else:
             self.gradient.add_(gradient)
 
-    def update(self, lr: float) -> Tensor:
-        """Clip, update, refresh the copy; returns the gradient's norm before clipping, still on the device."""
-        norm: Tensor = torch.linalg.vector_norm(self.gradient)
-        if self._clip > 0:
-            self.gradient.mul_((self._clip / (norm + 1e-6)).clamp_(max=1.0))
+    def update(self, lr: float, *, tokens: int) -> Tensor:
+        """Clip, update, refresh the copy; returns the gradient's norm before clipping, still on the device.
+
+        The gradient accumulated is that of a sum over ``tokens``; what is clipped and followed is that of the mean.
+        """
+        norm: Tensor = torch.linalg.vector_norm(self.gradient) / tokens
+        factor = (self._clip / (norm + 1e-6)).clamp_(max=1.0) if self._clip > 0 else 1.0
+        self.gradient.mul_(factor / tokens)
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._adamw.step()

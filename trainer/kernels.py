@@ -46,97 +46,62 @@ class _Lookup(Function):
 
 
 class _RmsNorm(Function):
-    """x / rms(x) * gain over the last dimension of a (n, d) tensor (Zhang and Sennrich 2019)."""
+    """x / rms(x) * gain over the last dimension of a (n, d) tensor (Zhang and Sennrich 2019), in fp32 inside."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        inverse = norm.square_().mul_(1 / x.shape[-1]).add_(NORM_EPS).rsqrt_().to(x.dtype)
+        wide = x.float()
+        square = torch.linalg.vecdot(wide, wide)[:, None]
+        inverse = square.mul_(1 / x.shape[-1]).add_(NORM_EPS).rsqrt_()
         ctx.save_for_backward(x, gain, inverse)
-        out: Tensor = (x * inverse).mul_(gain)
+        out: Tensor = (wide * inverse).mul_(gain.float()).to(x.dtype)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, gain, inverse = ctx.saved_tensors
-        unit = x * inverse
-        product = grad * unit
-        mean = (product @ gain).mul_(1 / x.shape[-1])
-        grad_x = torch.addcmul(grad * gain, unit, mean[:, None], value=-1).mul_(inverse)
-        return grad_x, product.sum(0, dtype=torch.float32).to(gain.dtype)
+        x_wide, grad_wide, gain_wide = x.float(), grad.float(), gain.float()
+        product = grad_wide * x_wide
+        along_x = (product @ gain_wide)[:, None].mul_(1 / x.shape[-1]) * inverse**3
+        grad_gain = product.t() @ inverse[:, 0]
+        grad_x = torch.mul(grad_wide, gain_wide, out=product).mul_(inverse).addcmul_(x_wide, along_x, value=-1)
+        return grad_x.to(x.dtype), grad_gain.to(gain.dtype)
 
 
-class _Heads(Function):
-    """(B, T, 3 H k) projections to q, k, v of (B, H, T, k): q scaled by 1/sqrt(k), q and k rotated."""
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, heads: int, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
-        batch, tokens, width = qkv.shape
-        ctx.turn = turn
-        ctx.split = (batch, tokens, 3, heads, width // (3 * heads))
-        q, k, v = qkv.view(ctx.split).permute(2, 0, 3, 1, 4).contiguous()
-        return turn.q(q), turn.k(k), v
+class _Rotate(Function):
+    """Neighbouring pairs of the last dimension turned in the plane: (..., T, w) by a complex table (T, w / 2)."""
 
     @staticmethod
-    def backward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, None, None]:
-        grad = torch.empty(ctx.split, dtype=q.dtype, device=q.device)
-        parts = grad.permute(2, 0, 3, 1, 4)
-        ctx.turn.q(q, back=True, out=parts[0])
-        ctx.turn.k(k, back=True, out=parts[1])
-        parts[2].copy_(v)
-        return grad.flatten(2), None, None
+    def forward(ctx: Any, x: Tensor, table: Tensor) -> Tensor:
+        ctx.table = table
+        return _turn(x, table)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _turn(grad, ctx.table.conj()), None
+
+
+def _turn(x: Tensor, table: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
 
 
 class _CrossEntropy(Function):
     """Summed cross-entropy in nats of (n, V) logits, in fp32; the gradient is made in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, weight: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
         log_p = torch.log_softmax(logits.float(), -1)
         index = target[:, None]
-        loss = log_p.gather(1, index).sum(dtype=torch.float32).mul_(-weight)
+        loss = log_p.gather(1, index).sum().neg_()
         if logits.requires_grad:
-            grad = log_p.exp_().mul_(weight)
-            grad.scatter_add_(1, index, grad.new_full((), -weight).expand_as(index))
+            grad = log_p.exp_().scatter_add_(1, index, log_p.new_full((), -1.0).expand_as(index))
             ctx.save_for_backward(grad.to(logits.dtype))
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        # The loss is where backward starts, so its gradient is 1.
-        return ctx.saved_tensors[0], None, None
-
-
-class Turn:
-    """The scale of q and the rotation of q and k (Su et al. 2021, halves paired as in GPT-NeoX), as two tables.
-
-    ``rotary=False`` leaves the scale alone.
-    """
-
-    def __init__(self, tokens: int, size: int, *, rotary: bool, dtype: torch.dtype, device: torch.device) -> None:
-        self.scale = 1 / math.sqrt(size)
-        self.rotary = rotary
-        self.half = size // 2
-        rates = 10_000.0 ** (-torch.arange(self.half, dtype=torch.float64) / max(1, self.half))
-        angle = torch.outer(torch.arange(tokens, dtype=torch.float64), rates)
-        cos, sin = torch.cat((angle, angle), 1).cos(), torch.cat((-angle, angle), 1).sin()
-        self._q = ((cos * self.scale).to(device, dtype), (sin * self.scale).to(device, dtype))
-        self._k = (cos.to(device, dtype), sin.to(device, dtype))
-
-    def q(self, x: Tensor, *, back: bool = False, out: Tensor | None = None) -> Tensor:
-        """Scaled and rotated; ``back`` applies the transpose, which the gradient needs."""
-        return self._rotate(x, *self._q, back, out) if self.rotary else torch.mul(x, self.scale, out=out)
-
-    def k(self, x: Tensor, *, back: bool = False, out: Tensor | None = None) -> Tensor:
-        """Rotated; ``back`` applies the transpose."""
-        if self.rotary:
-            return self._rotate(x, *self._k, back, out)
-        return x if out is None else out.copy_(x)
-
-    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor, back: bool, out: Tensor | None) -> Tensor:
-        tokens = x.shape[-2]
-        swapped = x.roll(self.half, -1)
-        return torch.addcmul(x * cos[:tokens], swapped, sin[:tokens], value=-1 if back else 1, out=out)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0], None  # the loss is where backward starts: its own gradient is 1
 
 
 def lookup(table: Tensor, index: Tensor) -> Tensor:
@@ -151,15 +116,23 @@ def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
     return out
 
 
-def split_heads(qkv: Tensor, heads: int, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v of (B, H, T, k) from (B, T, 3 H k); q carries the 1/sqrt(k)."""
-    out: tuple[Tensor, Tensor, Tensor] = _apply(_Heads, qkv, heads, turn)
+def rotary_table(tokens: int, heads: int, size: int, device: torch.device) -> Tensor:
+    """exp(i t 10000^(-2j/k)) for positions t and pairs j, once for each head: complex (T, H k / 2) (Su et al. 2021)."""
+    rates = 10_000.0 ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    angle = torch.outer(torch.arange(tokens, dtype=torch.float64), rates)
+    table = torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+    return table.repeat(1, heads).to(device)
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotary positions on (B, T, w), by a table of (T, w / 2)."""
+    out: Tensor = _apply(_Rotate, x, table)
     return out
 
 
-def cross_entropy(logits: Tensor, target: Tensor, weight: float = 1.0) -> Tensor:
-    """``weight`` times the summed cross-entropy, in nats, of logits (n, V) against targets (n,)."""
-    out: Tensor = _apply(_CrossEntropy, logits, target, weight)
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Summed cross-entropy, in nats, of logits (n, V) against targets (n,); only to be differentiated itself."""
+    out: Tensor = _apply(_CrossEntropy, logits, target)
     return out
 
 
@@ -173,12 +146,13 @@ def causal_mask(tokens: int, dtype: torch.dtype, device: torch.device) -> Tensor
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, path: Attention) -> Tensor:
-    """Causal attention of scaled q over k and v, all (B, H, T, k); ``mask`` serves the manual path."""
+    """Causal attention of q over k and v, all (B, H, T, k); ``mask`` serves the manual path."""
     if path is Attention.sdpa:
-        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
-    tokens = q.shape[-2]
-    scores = torch.baddbmm(mask[:tokens, :tokens], q.flatten(0, 1), k.flatten(0, 1).mT)
-    return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).view_as(v)
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    batch, heads, tokens, size = q.shape
+    q, k, v = (x.reshape(batch * heads, tokens, size) for x in (q, k, v))
+    scores = torch.baddbmm(mask[:tokens, :tokens], q, k.mT, alpha=1 / math.sqrt(size))
+    return torch.bmm(scores.softmax(-1), v).view(batch, heads, tokens, size)
 
 
 def tune_attention(

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -159,10 +160,8 @@ class Lock:
             return
         caught = _read(caught_path)
         if caught is not None and (dead is None or caught.token != dead.token):
-            try:
+            with suppress(FileExistsError):  # a third was quicker; the caught lock's owner sees that it lost it
                 os.link(caught_path, path)
-            except FileExistsError:
-                pass  # a third one was quicker; the owner of the caught lock sees that it lost it
         caught_path.unlink(missing_ok=True)
 
     def _touch(self) -> None:

@@ -157,12 +157,12 @@ class _Run:
         )
         chunks = torch.split(batch, self.config.runtime.micro_batch or recipe.sequences)
         for number, chunk in enumerate(chunks):
-            loss = self.model.loss(chunk, weight=1 / recipe.optim.batch)
+            loss = self.model.loss(chunk)
             self.optimizer.accumulate(self.model.gradient(loss), first=number == 0)
             self.window.loss_sum += loss.detach()
         self.window.updates += 1
         self.step += 1
-        return self.optimizer.update(lr)
+        return self.optimizer.update(lr, tokens=recipe.optim.batch)
 
     def _row(self, lr: float, norm: Tensor, *, evaluated: bool) -> dict[str, Any]:
         """The row of the update just made; closes the log window."""
@@ -171,7 +171,7 @@ class _Run:
             "step": self.step - 1,
             "tokens": self.step * batch,
             "flops": self.recipe.model.flops(self.step * batch),
-            "train_loss": float(window.loss_sum) / window.updates,
+            "train_loss": float(window.loss_sum) / (window.updates * batch),
             "lr": lr,
             "grad_norm": float(norm),
             "tokens_per_second": (self.step - self._clock_step) * batch / (time.perf_counter() - self._clock),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.kernels import Attention, Turn, attend, causal_mask, cross_entropy, lookup, rms_norm, split_heads
+from trainer.kernels import Attention, attend, causal_mask, cross_entropy, lookup, rms_norm, rotary_table, rotate
 from trainer.shape import Activation, Positions, Shape
 
 
@@ -90,8 +90,9 @@ class Transformer:
             view = flat.detach()[offset : offset + slot.params].view(slot.size)
             self.tensors[slot.name] = view.requires_grad_()
             offset += slot.params
-        rotary = shape.positions is Positions.rope
-        self._turn = Turn(shape.sequence, shape.head_size, rotary=rotary, dtype=flat.dtype, device=flat.device)
+        self._table: Tensor | None = None
+        if shape.positions is Positions.rope:  # for q and k at once
+            self._table = rotary_table(shape.sequence, 2 * shape.heads, shape.head_size, flat.device)
         self._mask = causal_mask(shape.sequence, flat.dtype, flat.device)
 
     def logits(self, tokens: Tensor) -> Tensor:
@@ -103,12 +104,21 @@ class Transformer:
             x = (x.view(batch, length, -1) + w["positions"][:length]).flatten(0, 1)
         for layer in range(shape.layers):
             qkv = functional.linear(rms_norm(x, w[f"{layer}.norm_attention"]), w[f"{layer}.qkv"])
-            q, k, v = split_heads(qkv.view(batch, length, -1), shape.heads, self._turn)
-            mixed = attend(q, k, v, self._mask, self.attention).transpose(1, 2).reshape(batch * length, -1)
+            mixed = self._mix(qkv.view(batch, length, -1)).flatten(0, 1)
             x = torch.addmm(x, mixed, w[f"{layer}.attention_out"].t())
             inner = functional.linear(rms_norm(x, w[f"{layer}.norm_ffw"]), w[f"{layer}.ffw_in"])
             x = torch.addmm(x, self._activate(inner), w[f"{layer}.ffw_out"].t())
         return functional.linear(rms_norm(x, w["norm_out"]), w["embedding" if shape.tied_head else "head"])
+
+    def _mix(self, qkv: Tensor) -> Tensor:
+        """Attention from projections (B, T, 3 H k) to (B, T, H k)."""
+        wide = self.shape.attention_width
+        qk, v = torch.split(qkv, [2 * wide, wide], -1)
+        if self._table is not None:
+            qk = rotate(qk, self._table[: qk.shape[1]])
+        split = (*qkv.shape[:2], self.shape.heads, self.shape.head_size)
+        q, k, v = (x.view(split).transpose(1, 2) for x in (*qk.chunk(2, -1), v))
+        return attend(q, k, v, self._mask, self.attention).transpose(1, 2).flatten(2)
 
     def _activate(self, inner: Tensor) -> Tensor:
         if self.shape.activation is Activation.gelu:
@@ -118,9 +128,9 @@ class Transformer:
         gate, value = inner.chunk(2, -1)
         return functional.silu(gate) * value
 
-    def loss(self, windows: Tensor, weight: float = 1.0) -> Tensor:
-        """``weight`` times the summed cross-entropy, in nats, of windows (B, T + 1) of token ids."""
-        return cross_entropy(self.logits(windows[:, :-1]), windows[:, 1:].flatten(), weight)
+    def loss(self, windows: Tensor) -> Tensor:
+        """Summed cross-entropy, in nats, of windows (B, T + 1) of token ids."""
+        return cross_entropy(self.logits(windows[:, :-1]), windows[:, 1:].flatten())
 
     def gradient(self, loss: Tensor) -> Tensor:
         """The flat gradient of a loss, in the order of the flat parameters."""

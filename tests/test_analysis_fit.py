@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from analysis_surfaces import A_TRUE, ALPHA, BETA, isoflop_design, tables
+
+from analysis.clean import keep_where
+from analysis.config import FitConfig, Resample
+from analysis.csvfile import read_csv
+from analysis.fit import fit_tables
+from analysis.laws import find_law
+from analysis.predict import NO_INTERVAL, predict_fit, predict_law
+from analysis.result import Backtest, Envelope, FitResult, Isoflop, Parametric, Refused
+from analysis.store import read_fit, write_fit
+from analysis.tables import Tables
+from trainer.errors import UserError
+from trainer.shape import ParamCount
+
+QUICK = FitConfig(replicates=120)
+
+
+def _sweep(budgets: int = 5, sizes: int = 9, noise: float = 0.002, **columns: object) -> Tables:
+    return tables(*isoflop_design(np.geomspace(1e18, 1e21, budgets), sizes=sizes, spacing=1.4, noise=noise), **columns)
+
+
+@pytest.fixture(scope="module")
+def result() -> FitResult:
+    return fit_tables(_sweep(), QUICK)
+
+
+@pytest.fixture(scope="module")
+def folder(result: FitResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fit")
+    write_fit(result, out)
+    return out
+
+
+def test_all_three_approaches_find_the_exponent(result: FitResult) -> None:
+    for approach in result.primary.approaches.values():
+        assert not isinstance(approach, Refused)
+        assert approach.a.low is not None and approach.a.high is not None and approach.a.value is not None
+        assert approach.a.low <= approach.a.value <= approach.a.high
+        assert approach.a.value == pytest.approx(A_TRUE, abs=0.05)
+        assert len(approach.optima) == 5
+    assert isinstance(result.primary.parametric, Parametric)
+    assert result.primary.parametric.alpha.value == pytest.approx(ALPHA, abs=0.02)
+    assert result.primary.parametric.beta.value == pytest.approx(BETA, abs=0.02)
+
+
+def test_fit_json_is_the_contract(folder: Path, result: FitResult) -> None:
+    raw = json.loads((folder / "fit.json").read_text())
+    assert raw["schema"] == 1 and raw["rows"] == {"used": 45, "excluded": []}
+    assert raw["conventions"] == {"params": "total", "flops": "matmul", "loss": "nats/token"}
+    assert raw["interval"]["level"] == 0.95 and raw["interval"]["replicates"] == 120
+    assert list(raw["approaches"]) == ["envelope", "isoflop", "parametric"]
+    for approach in raw["approaches"].values():
+        for letter in ("a", "b"):
+            assert set(approach[letter]) == {"value", "low", "high"}
+        for name in ("n_opt", "d_opt", "loss_opt"):
+            assert [set(at) for at in approach[name]] == [{"budget", "value", "low", "high"}] * 5
+    parametric = raw["approaches"]["parametric"]
+    assert isinstance(result.primary.parametric, Parametric)
+    assert parametric["A"]["value"] == result.primary.parametric.fit.A  # every digit
+    assert {"gradient_norm", "starts", "starts_agreeing", "converged", "unidentified"} <= set(parametric["certificate"])
+    assert parametric["certificate"]["converged"] is True
+    assert [fit["conventions"]["params"] for fit in raw["by_convention"]] == ["total"]
+
+
+def test_the_folder_holds_the_tables(folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["exclusions.csv", "exponents.csv", "fit.json", "points.csv", "replicates.npz"]
+    exponents = pd.read_csv(folder / "exponents.csv")
+    assert exponents["approach"].tolist() == ["envelope", "isoflop", "parametric"]
+    assert (exponents["a_low"] < exponents["a"]).all() and exponents["refused"].isna().all()
+    assert len(pd.read_csv(folder / "points.csv")) == 45
+
+
+def test_points_csv_can_be_fitted_again(folder: Path, result: FitResult) -> None:
+    again = fit_tables(read_csv(folder / "points.csv"), QUICK)
+    assert isinstance(again.primary.parametric, Parametric) and isinstance(result.primary.parametric, Parametric)
+    assert again.primary.parametric.fit.array() == pytest.approx(result.primary.parametric.fit.array(), rel=1e-9)
+    assert isinstance(again.primary.envelope, Refused)
+
+
+def test_predictions_at_the_stated_budgets_are_the_fits(folder: Path, result: FitResult) -> None:
+    budget = float(result.primary.rows.budgets[2])
+    found = {prediction.by: prediction for prediction in predict_fit(folder, flops=budget)}
+    for name, approach in result.primary.approaches.items():
+        assert not isinstance(approach, Refused)
+        at, said = approach.optima[2], found[name]
+        for ours, theirs in ((said.params, at.n_opt), (said.tokens, at.d_opt), (said.loss, at.loss_opt)):
+            assert [ours.value, ours.low, ours.high] == pytest.approx([theirs.value, theirs.low, theirs.high], rel=1e-9)
+        assert "95% intervals" in said.statement
+
+
+def test_predictions_invert(folder: Path) -> None:
+    for said in predict_fit(folder / "fit.json", flops=3e20):
+        for name in ("params", "tokens"):
+            back = {p.by: p for p in predict_fit(folder, **{name: getattr(said, name).value})}[said.by]
+            assert back.flops.value == pytest.approx(3e20, rel=1e-6)
+            assert getattr(back, name).low is None
+
+
+def test_beyond_the_budgets_only_the_surface_knows_the_loss(folder: Path) -> None:
+    found = {prediction.by: prediction for prediction in predict_fit(folder, flops=1e24)}
+    assert found["isoflop"].loss.value is None and "not known" in found["isoflop"].statement
+    assert found["parametric"].loss.value is not None and found["parametric"].loss.low is not None
+    json.dumps(found["isoflop"].to_dict(), allow_nan=False)
+
+
+def test_a_law_predicts_without_intervals() -> None:
+    said = predict_law(find_law("hoffmann2022_tex"), flops=5.76e23)
+    assert said.params.value == pytest.approx(40.36e9, rel=1e-3) and said.params.low is None
+    assert said.statement == NO_INTERVAL
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, "predict got nothing; give exactly one"),
+        ({"flops": 1e20, "params": 1e9}, r"got flops=1e\+20 params=1e\+09; give exactly one"),
+        ({"tokens": -1.0}, r"tokens=-1.0 is not a positive number"),
+    ],
+)
+def test_exactly_one_question(folder: Path, asked: dict[str, float], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        predict_law(find_law("hoffmann2022"), **asked)
+    with pytest.raises(UserError, match=words):
+        predict_fit(folder, **asked)
+
+
+def test_stored_fits_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no fit\.json"):
+        read_fit(tmp_path)
+    raw = json.loads((folder / "fit.json").read_text())
+    for change, words in (
+        ({"schema": 2}, "written by a newer isoflop"),
+        ({"schema": "x"}, "not a version number"),
+        ({"cost": None}, "lacks cost"),
+    ):
+        text = {key: value for key, value in (raw | change).items() if value is not None}
+        (tmp_path / "fit.json").write_text(json.dumps(text))
+        with pytest.raises(UserError, match=words):
+            read_fit(tmp_path)
+    (tmp_path / "fit.json").write_text("{")
+    with pytest.raises(UserError, match="not a readable"):
+        read_fit(tmp_path)
+
+
+def test_without_replicates_no_interval_is_claimed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "fit.json").write_text((folder / "fit.json").read_text())
+    for said in predict_fit(tmp_path, flops=1e20):
+        assert said.params.value is not None and said.params.low is None
+        assert said.statement.startswith("No intervals")
+
+
+def test_every_convention_is_fitted_and_a_moving_exponent_is_said() -> None:
+    n, d, flops, loss = isoflop_design(np.geomspace(1e18, 1e21, 5), sizes=9, spacing=1.4, noise=0.002)
+    fit = fit_tables(tables(n, d, flops, loss, params_non_embedding=n - 2e4 * n**0.4), QUICK)
+    assert [one.conventions.params for one in fit.by_convention] == ["total", "non_embedding"]
+    assert {one.conventions.flops for one in fit.by_convention} == {"matmul"}
+    assert any("with N = total" in warning and "with N = non_embedding" in warning for warning in fit.warnings)
+    first = fit_tables(
+        tables(n, d, flops, loss, params_non_embedding=n / 2), replace(QUICK, params=ParamCount.non_embedding)
+    )
+    assert first.primary.conventions.params == "non_embedding"
+
+
+def test_flops_conventions() -> None:
+    n, d, flops, loss = isoflop_design(np.geomspace(1e18, 1e21, 4))
+    made = tables(n, d, flops, loss, flops_chinchilla=flops * 1.1, flops_6nd=6 * n * d)
+    assert fit_tables(made, replace(QUICK, flops="chinchilla")).primary.rows.flops == pytest.approx(flops * 1.1)
+    with pytest.raises(UserError, match=r"fit\.flops=flopz is not a way to count FLOPs; choose auto, matmul"):
+        fit_tables(made, replace(QUICK, flops="flopz"))
+
+
+def test_one_budget_refuses_all_three_and_is_still_written(tmp_path: Path) -> None:
+    fit = fit_tables(_sweep(budgets=1), QUICK)
+    assert all(isinstance(approach, Refused) for approach in fit.primary.approaches.values())
+    write_fit(fit, tmp_path)
+    raw = json.loads((tmp_path / "fit.json").read_text())
+    assert all(set(approach) == {"refused"} for approach in raw["approaches"].values())
+    with pytest.raises(UserError, match="every approach was refused"):
+        predict_fit(tmp_path, flops=1e20)
+
+
+def test_no_usable_row_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match=r"made up holds no usable row \(45 x diverged\)"):
+        fit_tables(_sweep(verdict="diverged"), QUICK)
+    sweep = _sweep()
+    with pytest.raises(UserError, match="made up holds no points"):
+        fit_tables(replace(sweep, points=sweep.points.iloc[:0], curves=sweep.curves.iloc[:0]), QUICK)
+    with pytest.raises(UserError, match=r"no usable row \(45 x where=loss > 100 leaves it out\)"):
+        fit_tables(keep_where(sweep, "loss > 100"), QUICK)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"level": 95}, r"fit\.level=95 is out of range; give a number between 0 and 1"),
+        ({"delta": 0.0}, r"fit\.delta=0\.0"),
+        ({"tail": 1.0}, r"fit\.tail=1\.0"),
+        ({"window": 0.5}, r"fit\.window=0\.5"),
+        ({"replicates": -1}, r"fit\.replicates=-1"),
+    ],
+)
+def test_settings_out_of_range(setting: dict[str, float], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        fit_tables(_sweep(), replace(QUICK, **setting))
+
+
+def test_no_replicates_no_intervals() -> None:
+    fit = fit_tables(_sweep(), replace(QUICK, replicates=0))
+    assert isinstance(fit.primary.isoflop, Isoflop) and fit.primary.isoflop.a.low is None
+    assert isinstance(fit.backtest, Refused)
+    json.dumps(fit.to_dict(), allow_nan=False)
+
+
+def test_backtest_foretells_the_largest_budget(result: FitResult) -> None:
+    back = result.backtest
+    assert isinstance(back, Backtest)
+    assert back.budget == pytest.approx(1e21) and back.rows == 9
+    assert back.error < 0.01
+    assert back.coverage >= back.coverage_parameters
+    assert back.coverage > 0.5
+    assert len(back.measured) == len(back.low) == 9 and (back.low < back.high).all()
+
+
+def test_parameter_intervals_are_no_prediction_intervals(shared_data: Path) -> None:
+    source = keep_where(read_csv(shared_data / "chinchilla_fig4_left_epoch.csv"), "epoch_fit_sample == 1")
+    fit = fit_tables(source, QUICK)
+    assert len(fit.primary.rows) == 240 and len(fit.excluded) == 5
+    assert isinstance(fit.backtest, Backtest)
+    assert fit.backtest.coverage_parameters < 0.4 < fit.backtest.coverage
+    assert isinstance(fit.primary.parametric, Parametric)
+    assert fit.primary.parametric.a.value == pytest.approx(0.5139, abs=1e-4)
+    assert isinstance(fit.primary.envelope, Refused) and "no loss curves" in fit.primary.envelope.reason
+
+
+def test_training_losses_serve_where_validation_is_missing() -> None:
+    sweep = _sweep()
+    curves = sweep.curves.assign(train_loss=sweep.curves["val_loss"], val_loss=np.nan)
+    fit = fit_tables(replace(sweep, curves=curves), QUICK)
+    assert isinstance(fit.primary.envelope, Envelope)
+    assert any("training losses" in note for note in fit.notes)
+
+
+def test_clusters_are_resampled_together() -> None:
+    clusters = [f"c{i % 9}" for i in range(45)]
+    fit = fit_tables(_sweep(cluster_id=clusters), replace(QUICK, resample=Resample.clusters))
+    assert "clusters" in fit.interval.method
+    assert isinstance(fit.primary.parametric, Parametric) and fit.primary.parametric.a.low is not None
+
+
+def test_warnings_about_the_rows() -> None:
+    few = fit_tables(_sweep(budgets=2, sizes=5, unique_tokens=1e8, flags="undertuned"), QUICK).warnings
+    assert any(text.startswith("Only 10 points") for text in few)
+    assert any("repeat" in text or "more than 4 times" in text for text in few)
+    assert any("10 of 10 points carry the flag undertuned" in text for text in few)
+    assert any("two budgets" in text for text in few)
