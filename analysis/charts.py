@@ -245,8 +245,10 @@ def _rows(
         f"<br>C {flops_text(rows.flops[i])}<br>L {rows.loss[i]:.4f}" + (f"<br>{html.escape(remark)}" if remark else "")
         for i in (index if len(rows) <= MOST_HOVERS else ())
     ]
-    edge = {"color": colour, "width": 1.2} if remark else {"color": "white", "width": 0.5}
-    marker = {"size": 7, "symbol": symbol, "line": edge} | (colour if isinstance(colour, dict) else {"color": colour})
+    few = len(rows) <= MOST_HOVERS
+    edge = {"color": colour, "width": 1.2} if remark else {"color": "white", "width": 0.5 if few else 0}
+    marker = {"size": 7 if few else 3, "symbol": symbol, "line": edge}
+    marker |= colour if isinstance(colour, dict) else {"color": colour}
     _scatter(
         figure,
         x=_short(x[index]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -40,13 +40,13 @@ def keep_where(tables: Tables, where: str | None) -> Tables:
     return replace(tables, points=tables.points.loc[kept], excluded=tables.excluded + excluded)
 
 
-def split(tables: Tables, group_by: str | None) -> Iterator[tuple[dict[str, str], Tables]]:
+def split(tables: Tables, group_by: Sequence[str] = ()) -> Iterator[tuple[dict[str, str], Tables]]:
     """One (columns and values, tables) per group; a single one, unnamed, without ``group_by``.
 
     Parameters
     ----------
     group_by
-        Columns of ``points``, separated by commas.
+        Columns of ``points``.
 
     Raises
     ------
@@ -56,11 +56,11 @@ def split(tables: Tables, group_by: str | None) -> Iterator[tuple[dict[str, str]
     if not group_by:
         yield {}, tables
         return
-    names = [name.strip() for name in group_by.split(",") if name.strip()]
+    names = list(group_by)
     missing = [name for name in names if name not in tables.points]
     if missing:
         raise UserError(
-            f"group_by={group_by}: there is no column {', '.join(missing)}; "
+            f"group_by={','.join(names)}: there is no column {', '.join(missing)}; "
             f"the columns are {', '.join(map(str, tables.points.columns))}."
         )
     for values, points in tables.points.groupby(names, sort=True, dropna=False):

@@ -54,7 +54,8 @@ STYLE: Any = {
     "svg.hashsalt": "isoflop",  # the same fit gives the same bytes
     "savefig.dpi": 300,
 }
-POINT: dict[str, Any] = {"s": 13, "linewidths": 0.4, "edgecolors": "white", "zorder": 3}
+MANY = 600
+"""Points in a panel beyond which their white edges would hide them."""
 MOST_FOOTNOTES = 4
 
 
@@ -179,7 +180,7 @@ def _isoflop(fit: ConventionFit, approach: Isoflop, level: float) -> Figure:
         if parabola.refused is not None:
             panels[0].scatter(n, loss, s=11, facecolors="none", edgecolors=[colour], linewidths=0.7)
             continue
-        panels[0].scatter(n, loss, color=[colour], **POINT)
+        panels[0].scatter(n, loss, color=[colour], **_point(len(rows)))
         panels[0].plot(*views.parabola_line(fit, parabola), color=colour, lw=0.9)
     panels[0].set_xscale("log")
     panels[0].set_xlabel(views.params_label(fit.conventions))
@@ -203,7 +204,9 @@ def _parametric(fit: ConventionFit, approach: Parametric, level: float) -> Figur
     _contours(figure, panels[0], fit, approach, level)
     _slices(figure, panels[1], fit, approach)
     panels[2].axhline(0, color="black", lw=0.6)
-    panels[2].scatter(fit.rows.flops, views.residual_percent(approach), color=views.COLOURS["parametric"], **POINT)
+    panels[2].scatter(
+        fit.rows.flops, views.residual_percent(approach), color=views.COLOURS["parametric"], **_point(len(fit.rows))
+    )
     panels[2].set_xscale("log")
     panels[2].set_xlabel(views.flops_label(fit.conventions))
     panels[2].set_ylabel("loss, measured / fitted − 1 (%)")
@@ -220,7 +223,7 @@ def _contours(figure: Figure, axes: Axes, fit: ConventionFit, approach: Parametr
     norm = LogNorm(at.levels[0], at.levels[-1])
     lines = axes.contour(at.flops, at.params, at.loss, levels=at.levels, cmap=views.COLOUR_MAP, norm=norm)
     lines.set_linewidth(0.7)
-    axes.scatter(rows.flops, rows.params, c=rows.loss, cmap=views.COLOUR_MAP, norm=norm, **(POINT | {"s": 8}))
+    axes.scatter(rows.flops, rows.params, c=rows.loss, cmap=views.COLOUR_MAP, norm=norm, **_point(len(rows), 8))
     frontier = views.frontier(fit, approach, at.flops, level)[0]
     _band(axes, frontier, "parametric")
     axes.set(xscale="log", yscale="log")
@@ -240,7 +243,7 @@ def _slices(figure: Figure, axes: Axes, fit: ConventionFit, approach: Parametric
     colours, scale = _budget_colours([at.budget for at in drawn])
     for i, at in enumerate(drawn):
         axes.plot(at.params, at.loss, color=colours(i), lw=0.9)
-        axes.scatter(fit.rows.params[at.rows], fit.rows.loss[at.rows], color=[colours(i)], **POINT)
+        axes.scatter(fit.rows.params[at.rows], fit.rows.loss[at.rows], color=[colours(i)], **_point(len(fit.rows)))
     axes.set_xscale("log")
     axes.set_xlabel(views.params_label(fit.conventions))
     axes.set_ylabel(views.loss_label(fit.conventions))
@@ -288,7 +291,7 @@ def _law_axes(axes: Axes, fit: ConventionFit, which: int) -> None:
 def _mark_largest(axes: Axes, fit: ConventionFit) -> None:
     """Where the rows end and extrapolation begins."""
     largest = float(fit.rows.flops.max())
-    axes.axvline(largest, color="#888888", lw=0.6)
+    axes.axvline(largest, ymax=0.6, color="#888888", lw=0.6)
     at: Any = {"xycoords": ("data", "axes fraction"), "rotation": 90, "ha": "right", "va": "bottom"}
     axes.annotate("largest C fitted", (largest, 0.02), fontsize=6, color="#555555", **at)
 
@@ -300,6 +303,13 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _point(count: int, size: float = 13) -> dict[str, Any]:
+    """How a row is drawn in a panel of ``count`` of them."""
+    if count > MANY:
+        return {"s": 2, "linewidths": 0, "zorder": 1.9}  # below the lines, which it would bury
+    return {"s": size, "linewidths": 0.4, "edgecolors": "white", "zorder": 3}
 
 
 def _headroom(axes: Axes, lines: int) -> None:

@@ -26,6 +26,8 @@ STATIONARY = 1e-13  # of the largest gradient there could be
 CONVERGED = 1e-8
 RESAMPLED = 1e-3  # resampling itself moves the gradient by 1 / sqrt(n), far more
 LEAST_SCATTER = 1e-4  # of log L: no training run repeats more exactly, whatever the residuals say
+NOTHING = 1e-9  # a term with no larger share in any loss is not there
+LARGEST_LOG = 300.0  # of A, B and E, so that they and their products stay floats
 BATCH = 100  # replicates at once: their arrays stay in the cache
 
 
@@ -61,9 +63,12 @@ def fit_parametric(
     agreeing = objective <= objective[best] * (1 + 1e-9) + 1e-24
     certificate = _certificate(data, theta, best, agreeing, delta)
     log_a, log_b, log_e, alpha, beta = data.uncentred(theta[best])
-    if alpha <= 0 or beta <= 0:
-        falling = "parameters" if alpha <= 0 else "tokens"
-        return Refused(reason=f"alpha={alpha:.3g}, beta={beta:.3g}: the losses do not fall with more {falling}.")
+    _, share_a, share_b, _ = data.terms(theta[best : best + 1])
+    for name, exponent, share in (("parameters", alpha, share_a), ("tokens", beta, share_b)):
+        if exponent <= 0 or share.max() < NOTHING:
+            return Refused(reason=f"alpha={alpha:.3g}, beta={beta:.3g}: the losses do not fall with more {name}.")
+    if max(log_a, log_b) > LARGEST_LOG:
+        return Refused(reason=f"alpha={alpha:.3g}, beta={beta:.3g}: the losses fall more steeply than a power law can.")
     return ParametricFit(
         log_A=float(log_a),
         log_B=float(log_b),
@@ -103,8 +108,8 @@ def refit_parametric(
             theta[part], _ = minimise(data, weights[part], theta[part], delta, stationary=1e-6, steps=100)
         norm[part] = _Derivatives.of(data, weights[part], theta[part], start.delta).gradient_norm
     theta = data.uncentred(theta)
-    good = np.isfinite(theta).all(axis=1) & (norm < RESAMPLED) & (theta[:, 3] > 0) & (theta[:, 4] > 0)
-    return theta, good
+    sound = (theta[:, 3] > 0) & (theta[:, 4] > 0) & (np.abs(theta[:, :3]) < LARGEST_LOG).all(axis=1)
+    return theta, sound & (norm < RESAMPLED)
 
 
 def objective(fit: Floats, params: Floats, tokens: Floats, loss: Floats, *, delta: float = 1e-3) -> float:

@@ -262,6 +262,10 @@ def _rows_used(page: Page, fit: FitResult) -> None:
         percent = views.residual_percent(law)
         head.append("residual, %")
         columns.append([f"{percent[i]:+.2f}" for i in order])
-    shown = f"The {len(order):,} rows of least C, of {len(rows):,}." if len(order) < len(rows) else "By rising C."
+    shown = (
+        f"The {len(order):,} rows of least C, of {len(rows):,}; points.csv has all."
+        if len(order) < len(rows)
+        else "By rising C."
+    )
     listing = table(head, zip(*columns, strict=True), "l" + "r" * (len(head) - 1), tall=True)
     page.section("Rows used", paragraph(shown), listing)

@@ -14,8 +14,14 @@ from trainer.errors import MachineFault, UserError
 QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 """Hydra composes; it writes no folders and no logs of its own."""
 
-OPEN = re.compile(r"(columns|sweep\.axes)[.=]")
+FREE_KEYS = re.compile(r"(columns|sweep\.axes)[.=]")
 """Overrides of mappings with free keys, to which Hydra adds a key only after ``++``."""
+FREE_TEXT = re.compile(r"(where|path|sweep\.points|trainer\.command)=(?!null$|$|['\"])")
+"""Overrides with a text that Hydra's grammar would read otherwise: queries, paths, commands."""
+LISTS = re.compile(r"(group_by)=(?!null$|$|\[)")
+"""Overrides with a list that may be written with commas alone."""
+
+OVERRIDE = re.compile(r"~|[+]{0,2}[A-Za-z_][^= ]*=")
 
 INTERRUPTED = 130
 """The shells' exit code for Ctrl-C."""
@@ -61,6 +67,18 @@ def typed(config: Any) -> Any:
         return OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise UserError(sentence(error)) from None
+
+
+def from_shell(argument: str) -> str:
+    """An argument as a shell's user writes it, in Hydra's grammar: ``where=x == 'a'`` -> ``where='x == \\'a\\''``."""
+    name, _, value = argument.partition("=")
+    if FREE_KEYS.match(argument):
+        return f"++{argument}"
+    if FREE_TEXT.match(argument):
+        return f"{name}={_quoted(value)}"
+    if LISTS.match(argument):
+        return f"{name}=[{value}]"
+    return argument
 
 
 def config_dirs() -> list[Path]:
@@ -112,8 +130,11 @@ def _compose_and_run(config_name: str, body: Callable[[Any], int], help_text: st
             failures.append(error)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own lines and exits 1
-    sys.argv[1:] = [f"++{arg}" if OPEN.match(arg) else arg for arg in sys.argv[1:]]
-    sys.argv[1:1] = [*QUIET, f"hydra.help.template={_quoted(_template(help_text))}"]
+    if not {"-sc", "--shell-completion"} & set(sys.argv):
+        overrides = [argument for argument in sys.argv[1:] if OVERRIDE.match(argument)]
+        flags = [argument for argument in sys.argv[1:] if argument not in overrides]
+        help_template = f"hydra.help.template={_quoted(_template(help_text))}"
+        sys.argv[1:] = [*flags, *QUIET, help_template, *map(from_shell, overrides)]  # argparse wants them apart
     try:
         hydra.main(config_path="pkg://conf", config_name=config_name, version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as error:

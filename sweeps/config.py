@@ -154,8 +154,8 @@ class FitCommand(Config):
     """A pandas query; rows that fail it are left out and listed."""
     columns: dict[str, str] = field(default_factory=dict)
     """Our column -> the file's column."""
-    group_by: str | None = None
-    """Columns (comma-separated): one fit per group."""
+    group_by: list[str] = field(default_factory=list)
+    """Columns: one fit per group of their values."""
 
 
 @dataclass(kw_only=True)

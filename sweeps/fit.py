@@ -63,7 +63,7 @@ def sweep_tables(folder: SweepFolder) -> Tables:
 
 
 def fit_and_show(
-    config: Config, tables: Tables, out: Path, *, title: str, where: str | None = None, group_by: str | None = None
+    config: Config, tables: Tables, out: Path, *, title: str, where: str | None = None, group_by: Sequence[str] = ()
 ) -> None:
     """Fit every group, write a folder for each, and print the results.
 
@@ -96,8 +96,8 @@ def fit_and_show(
     if not fits:
         raise UserError(refused[0][1])
     if config.format is Format.json:
-        fit_json([result for _, result in fits], grouped=group_by is not None)
-    elif group_by is None:
+        fit_json([result for _, result in fits], grouped=bool(group_by))
+    elif not group_by:
         print_fit(fits[0][1])
         print_paths(out)
     else:

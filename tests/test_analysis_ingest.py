@@ -132,7 +132,7 @@ def test_where_lists_what_it_leaves_out_and_refuses_nonsense(tmp_path: Path) -> 
 def test_split_by_several_columns(tmp_path: Path) -> None:
     text = "params,tokens,loss,data,lr\n1e8,2e9,3.5,a,1\n1e8,3e9,3.4,a,2\n1e8,3e9,3.4,b,2\n"
     tables = read_csv(_csv(tmp_path / "a.csv", text))
-    groups = list(split(tables, "data, lr"))
+    groups = list(split(tables, ["data", "lr"]))
     assert [group for group, _ in groups] == [
         {"data": "a", "lr": "1.0"},
         {"data": "a", "lr": "2.0"},
@@ -140,7 +140,7 @@ def test_split_by_several_columns(tmp_path: Path) -> None:
     ]
     assert [len(part.points) for _, part in groups] == [1, 1, 1]
     with pytest.raises(UserError, match=r"group_by=date: there is no column date; the columns are"):
-        list(split(tables, "date"))
+        list(split(tables, ["date"]))
 
 
 def test_mixed_corpora_are_refused(tmp_path: Path) -> None:

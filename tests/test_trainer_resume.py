@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
 import signal
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from trainer_runs import make_run, rows, small_corpus, start_training
+from trainer_runs import make_run, rows, small_corpus
 
 from trainer.config import Precision
 from trainer.loop import train
 from trainer.runfolder import RunFolder
 
-STEPS = 60
+MOST_UPDATES = 12
+"""Updates between two kills, at most: fewer kills than steps / this leave a run unfinished."""
 
 
-def killed_in_step(folder: RunFolder, root: Path, updates: int, torn: bool) -> int:
-    """Train in a child that is killed by itself after so many updates; ``torn`` leaves half a row behind."""
-    tear = "(folder.path / 'metrics.jsonl').open('a').write('{\"step\": 3, \"tr')" if torn else "None"
-    code = (
-        "import os, signal\n"
-        f"left = iter([None] * {updates})\n"
-        "def stop():\n"
-        "    for _ in left: return None\n"
-        f"    {tear}\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "train(folder, root, should_stop=stop)"
-    )
-    child = start_training(folder, root, code)
-    child.communicate(timeout=120)
-    return child.returncode
+def train_until_killed(folder: Path, root: Path, updates: int, torn: bool) -> None:
+    """Train in this process and kill it after so many updates; ``torn`` leaves half a row behind."""
+    left = iter(range(updates))
+
+    def stop() -> None:
+        if next(left, None) is None:
+            if torn:
+                with (folder / "metrics.jsonl").open("a") as file:
+                    file.write('{"step": 3, "tr')
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(RunFolder(folder), root, should_stop=stop)
+
+
+def start(*arguments: Any) -> BaseProcess:
+    """A child that does the above; torch is imported once, by the server that children are forked from."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainer.loop"])
+    child = context.Process(target=train_until_killed, args=arguments)
+    child.start()
+    return child
 
 
 @pytest.mark.parametrize(
@@ -43,17 +53,23 @@ def test_killed_and_resumed_is_bit_identical(
     tmp_path: Path, whole: bool, dtype: Precision, micro: int, attention: str
 ) -> None:
     corpus = small_corpus(tmp_path)
-    made: dict[str, Any] = {"steps": STEPS, "dtype": dtype, "micro_batch": micro, "kernels": {"attention": attention}}
+    kills = 12 if whole else 3
+    made: dict[str, Any] = {
+        "steps": (kills + 1) * MOST_UPDATES,
+        "dtype": dtype,
+        "micro_batch": micro,
+        "kernels": {"attention": attention},
+    }
     unbroken = make_run(tmp_path, corpus, sweep="unbroken", **made)
     train(unbroken, tmp_path)
-    folder = make_run(tmp_path, corpus, sweep="killed", checkpoint_seconds=0.005, **made)
+    folder = make_run(tmp_path, corpus, sweep="killed", checkpoint_seconds=0.0205, **made)
     generator = random.Random(7)
-    for kill in range(12 if whole else 2):
-        assert killed_in_step(folder, tmp_path, generator.randint(1, 12), torn=kill == 0) == -signal.SIGKILL
-        if folder.points():
-            break
+    for kill in range(kills):
+        child = start(folder.path, tmp_path, generator.randint(1, MOST_UPDATES), kill == 0)
+        child.join(120)
+        assert child.exitcode == -signal.SIGKILL
     assert train(folder, tmp_path) == "done"
-    assert len(folder.attempts()) > 2 and folder.attempts()[-1]["resume_step"] > 0
+    assert len(folder.attempts()) == kills + 1 and folder.attempts()[-1]["resume_step"] > 0
     assert rows(folder) == rows(unbroken)
     assert folder.points()[folder.run_id]["loss"] == unbroken.points()[unbroken.run_id]["loss"]
 
@@ -61,20 +77,20 @@ def test_killed_and_resumed_is_bit_identical(
 def test_killed_from_outside_at_any_instruction(tmp_path: Path, whole: bool) -> None:
     """The kill falls where it falls: inside a checkpoint's write, a row, an update."""
     corpus = small_corpus(tmp_path)
-    made: dict[str, Any] = {"steps": 400, "kernels": {"attention": "manual"}, "log_every": 3}
+    made: dict[str, Any] = {"steps": 300, "kernels": {"attention": "manual"}, "log_every": 3}
     unbroken = make_run(tmp_path, corpus, sweep="unbroken", **made)
     train(unbroken, tmp_path)
-    folder = make_run(tmp_path, corpus, sweep="killed", checkpoint_seconds=0.0, **made)
+    folder = make_run(tmp_path, corpus, sweep="killed", checkpoint_seconds=0.02, **made)
     generator = random.Random(3)
-    for _ in range(10 if whole else 1):
-        child = start_training(folder, tmp_path)
+    for _ in range(10 if whole else 2):
+        child = start(folder.path, tmp_path, 10**9, False)
         attempts = len(folder.attempts())
         deadline = time.monotonic() + 60
-        while len(folder.attempts()) == attempts and child.poll() is None and time.monotonic() < deadline:
+        while len(folder.attempts()) == attempts and child.is_alive() and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(generator.uniform(0.02, 0.3))
         child.kill()
-        child.communicate()
+        child.join()
     assert train(folder, tmp_path) == "done"
     assert rows(folder) == rows(unbroken)
     assert folder.points()[folder.run_id]["loss"] == unbroken.points()[unbroken.run_id]["loss"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,12 +32,16 @@ class FlatAdamW:
             groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True
         )
 
-    def accumulate(self, gradient: Tensor, *, first: bool) -> None:
-        """Add a flat gradient of any dtype; the first one of an update replaces the last update's."""
-        if first:
-            self.gradient.copy_(gradient)
-        else:
-            self.gradient.add_(gradient)
+    def accumulate(self, gradients: Sequence[Tensor], *, first: bool) -> None:
+        """Add a gradient, in parts that follow each other; the first one of an update replaces the last update's."""
+        offset = 0
+        for part in gradients:
+            total = self.gradient[offset : offset + part.numel()].view_as(part)
+            if first:
+                total.copy_(part)
+            else:
+                total.add_(part)
+            offset += part.numel()
 
     def update(self, lr: float, *, tokens: int) -> Tensor:
         """Clip, update, refresh the copy; returns the gradient's norm before clipping, still on the device.

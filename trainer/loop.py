@@ -82,7 +82,7 @@ def train(
         tracker.finish(False)
         raise
     folder.end_attempt(attempt, run.why or outcome)
-    tracker.finish(outcome == DONE)
+    tracker.finish(not outcome.startswith(STOPPED))
     if not outcome.startswith(STOPPED):
         checkpoint.free(folder.checkpoints, config.run_id, config.runtime.keep)
     return outcome

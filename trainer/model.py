@@ -132,7 +132,6 @@ class Transformer:
         """Summed cross-entropy, in nats, of windows (B, T + 1) of token ids."""
         return cross_entropy(self.logits(windows[:, :-1]), windows[:, 1:].flatten())
 
-    def gradient(self, loss: Tensor) -> Tensor:
-        """The flat gradient of a loss, in the order of the flat parameters."""
-        grads = torch.autograd.grad(loss, list(self.tensors.values()))
-        return torch.cat([grad.flatten() for grad in grads])
+    def gradient(self, loss: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of a loss, a tensor for each slot, in the order of the flat parameters."""
+        return torch.autograd.grad(loss, list(self.tensors.values()))

@@ -1,0 +1,237 @@
+"""The command's surface: verbs, help, grammar, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Answer
+
+from sweeps.app import from_shell
+from sweeps.cli import VERBS
+
+Command = Callable[..., Answer]
+
+
+def script(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """The installed command, in a process of its own."""
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "isoflop"), *arguments],
+        capture_output=True, text=True, timeout=120, cwd=cwd, env={**os.environ, **env}, check=False,
+    )  # fmt: skip
+
+
+def test_help_names_every_verb() -> None:
+    said = script("--help")
+    assert said.returncode == 0
+    assert all(f"  {verb} " in said.stdout for verb in VERBS)
+    assert said.stderr == ""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(isoflop: Command, verb: str) -> None:
+    said = isoflop(verb, "--help")
+    assert said.code == 0
+    assert said.out.startswith(f"isoflop {verb}")
+    assert "Every value (override with key.subkey=value)" in said.out
+
+
+def test_an_unknown_verb_lists_those_there_are(isoflop: Command) -> None:
+    said = isoflop("launch")
+    assert said.code == 2
+    assert "'launch' is no verb; choose one of run, plan, submit" in said.sentence
+
+
+def test_cfg_shows_the_config_and_runs_nothing(isoflop: Command, tmp_path: Path) -> None:
+    said = isoflop("run", "sweep=smoke", f"root={tmp_path}", "--cfg", "job")
+    assert said.code == 0
+    assert "name: smoke" in said.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_verb_is_also_a_module(tmp_path: Path) -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "sweeps.plan", "sweep=chinchilla", f"root={tmp_path}", "format=json"],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path, check=True,
+    )  # fmt: skip
+    assert len(json.loads(said.stdout)["points"]) == 81
+
+
+def test_nothing_is_written_but_what_was_asked_for(tmp_path: Path) -> None:
+    """No outputs/, no .hydra, no logs: from any folder."""
+    assert script("plan", "sweep=chinchilla", f"root={tmp_path / 'root'}", cwd=tmp_path).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
+    assert sorted(path.name for path in (tmp_path / "root" / "chinchilla").iterdir()) == ["plan.csv", "plan.json"]
+
+
+@pytest.mark.parametrize("verb", ["plan", "submit", "status", "cancel", "clean", "run", "fit", "predict"])
+def test_no_verb_imports_torch(verb: str) -> None:
+    code = f"import sys, sweeps.{verb}; assert 'torch' not in sys.modules and 'wandb' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("verb", ["plan", "submit", "status"])
+def test_quick_verbs_import_neither_pandas_nor_scipy(verb: str) -> None:
+    code = f"import sys, sweeps.{verb}; assert not {{'pandas', 'scipy', 'matplotlib', 'plotly'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("isoflop ", {"run", "plan", "predict"}),
+        ("isoflop pl", {"plan"}),
+        ("isoflop plan swe", {"sweep="}),
+        ("isoflop plan sweep=", {"sweep=quickstart", "sweep=chinchilla"}),
+        ("isoflop predict law=hoff", {"law=hoffmann2022", "law=hoffmann2022_tex"}),
+    ],
+)
+def test_tab_completes_verbs_and_configs(line: str, words: set[str]) -> None:
+    said = script("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert words <= set(said.stdout.split())
+    assert "isoflop" in script("-sc", "install=bash").stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "hydra"),
+    [
+        ("columns.loss=val", "++columns.loss=val"),
+        ("sweep.axes.optim.lr=[1,2]", "++sweep.axes.optim.lr=[1,2]"),
+        ("where=decay == 'cosine'", "where='decay == \\'cosine\\''"),
+        ("where='x > 1'", "where='x > 1'"),
+        ("group_by=a,b", "group_by=[a,b]"),
+        ("group_by=[a,b]", "group_by=[a,b]"),
+        ("trainer.command=python t.py {folder}", "trainer.command='python t.py {folder}'"),
+        ("trainer.command=null", "trainer.command=null"),
+        ("path=a=b.csv", "path='a=b.csv'"),
+        ("optim.lr=3e-4", "optim.lr=3e-4"),
+    ],
+)
+def test_arguments_are_taken_as_a_shell_gives_them(argument: str, hydra: str) -> None:
+    assert from_shell(argument) == hydra
+
+
+def test_a_lab_keeps_its_sweeps_in_its_own_folder(isoflop: Command, tmp_path: Path) -> None:
+    (tmp_path / "lab" / "sweep").mkdir(parents=True)
+    (tmp_path / "lab" / "law").mkdir()
+    (tmp_path / "lab" / "law" / "ours2026.yaml").write_text(
+        "defaults: [schema, _self_]\nname: ours2026\nE: 1.7\nA: 400.0\nB: 400.0\nalpha: 0.34\nbeta: 0.28\n"
+    )
+    (tmp_path / "lab" / "sweep" / "ours.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: gpt\n  - override /data: unspecified\n"
+        "sweep:\n  name: ours\n  budgets: [1e18]\n  sizes: 5\n  centre: {law: ours2026}\n"
+        "optim: {batch_min: 65536, batch_max: 65536}\n"
+    )
+    said = isoflop("plan", "--config-dir", str(tmp_path / "lab"), "sweep=ours", f"root={tmp_path}", "format=json")
+    assert said.code == 0, said.err
+    assert len(said.json["points"]) == 5
+    assert said.json["sweep"] == "ours"
+
+
+def test_predict_from_a_published_law(isoflop: Command) -> None:
+    said = isoflop("predict", "law=hoffmann2022_tex", "flops=5.76e23", "format=json")
+    (found,) = said.json
+    assert found["params"]["value"] == pytest.approx(40.37e9, rel=1e-3)
+    assert found["tokens"]["value"] * found["params"]["value"] * 6 == pytest.approx(5.76e23)
+    assert found["params"]["low"] is None
+    assert found["statement"].startswith("No intervals")
+    shown = isoflop("predict", "law=hoffmann2022_tex", "flops=5.76e23").out
+    assert "40.4B" in shown
+    assert "No intervals" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["predict", "law=hoffmann2022_tex"], "predict got nothing; give exactly one of flops=, params= and tokens="),
+        (["predict", "law=hoffmann2022_tex", "flops=1e20", "params=1e9"], "give exactly one of"),
+        (["predict", "law=hoffmann2022_tex", "flops=-1"], "flops=-1.0 is not a positive number"),
+        (["predict", "law=hoffmann2022_tex", "flops=nan"], "flops=nan is not a positive number"),
+        (["predict", "flops=1e20"], "law=none lacks E, A, B, alpha, beta"),
+        (["predict", "law=nobody", "flops=1e20"], "Could not find 'law/nobody'"),
+        (["predict", "path=/no/such", "flops=1e20"], "path=/no/such: there is no fit.json"),
+        (["fit", "source=csv"], "path is empty; source=csv needs path="),
+        (["fit", "source=csv", "path=/no/such.csv"], "path=/no/such.csv does not exist"),
+        (["fit", "source=parquet"], "source"),
+    ],
+)
+def test_bad_questions_are_one_sentence(isoflop: Command, arguments: list[str], sentence: str) -> None:
+    said = isoflop(*arguments)
+    assert said.code == 2
+    assert sentence in said.sentence
+    assert said.out == ""
+
+
+def points_csv(path: Path, **columns: list[float]) -> str:
+    """A small isoFLOP table of Hoffmann's law; ``columns`` replace or add."""
+    import pandas as pd
+
+    from analysis.laws import find_law
+
+    law = find_law("hoffmann2022_tex")
+    rows = [(n, c / 6 / n) for c in (1e19, 1e20, 1e21) for n in (1e8, 3e8, 1e9, 3e9, 1e10)]
+    table = pd.DataFrame(rows, columns=["params", "tokens"])
+    table["loss"] = [law.loss(n, d) for n, d in rows]
+    for name, values in columns.items():
+        table[name] = values
+    table.to_csv(path, index=False)
+    return f"path={path}"
+
+
+def test_fit_of_a_csv_writes_where_told(isoflop: Command, tmp_path: Path) -> None:
+    path = points_csv(tmp_path / "points.csv")
+    said = isoflop("fit", "source=csv", path, f"out={tmp_path / 'out'}", "format=json", "fit.replicates=50")
+    assert said.code == 0, said.err
+    assert said.json["approaches"]["parametric"]["alpha"]["value"] == pytest.approx(0.33917084, abs=1e-6)
+    assert said.json["approaches"]["envelope"] == {"refused": "there are no loss curves, only final losses."}
+    names = {item.name for item in (tmp_path / "out").iterdir()}
+    assert {"fit.json", "report.html", "figures", "points.csv", "exponents.csv", "exclusions.csv"} <= names
+    asked = isoflop("predict", f"path={tmp_path / 'out'}", "flops=1e22", "format=json").json
+    assert {found["by"] for found in asked} == {"isoflop", "parametric"}
+    assert all(found["params"]["low"] <= found["params"]["value"] <= found["params"]["high"] for found in asked)
+
+
+def test_columns_where_and_groups(isoflop: Command, tmp_path: Path) -> None:
+    path = points_csv(tmp_path / "points.csv", kind=["a", "b"] * 7 + ["a"])  # type: ignore[arg-type]
+    table = (tmp_path / "points.csv").read_text().replace("params,tokens,loss", "n,d,val", 1)
+    (tmp_path / "points.csv").write_text(table)
+    mapped = ["columns.params=n", "columns.tokens=d", "columns.loss=val", "fit.replicates=20", f"out={tmp_path / 'o'}"]
+    said = isoflop("fit", "source=csv", path, *mapped, "where=kind == 'a'", "format=json")
+    assert said.json["rows"]["used"] == 8
+    assert {out["reason"] for out in said.json["rows"]["excluded"]} == {"where=kind == 'a' leaves it out"}
+    grouped = isoflop("fit", "source=csv", path, *mapped, "group_by=kind")
+    assert grouped.code == 0, grouped.err
+    assert {"a", "b", "summary.csv"} <= {item.name for item in (tmp_path / "o").iterdir()}
+    unmapped = isoflop("fit", "source=csv", path)
+    assert unmapped.code == 2
+    assert "columns." in unmapped.sentence
+
+
+def test_bad_rows_are_left_out_and_named(isoflop: Command, tmp_path: Path) -> None:
+    path = points_csv(tmp_path / "points.csv")
+    with (tmp_path / "points.csv").open("a") as table:
+        table.write("1e9,,2.5\n1e9,1e10,-1\n0,1e10,2.5\n1e9,1e10,nan\n")
+    said = isoflop("fit", "source=csv", path, f"out={tmp_path / 'out'}", "format=json", "fit.replicates=20")
+    assert said.code == 0
+    assert said.json["rows"]["used"] == 15
+    assert [out["row"] for out in said.json["rows"]["excluded"]] == ["row 16", "row 17", "row 18", "row 19"]
+
+
+def test_a_fit_folder_that_cannot_be_written_is_a_machine_fault(isoflop: Command, tmp_path: Path) -> None:
+    path = points_csv(tmp_path / "points.csv")
+    (tmp_path / "file").write_text("")
+    said = isoflop("fit", "source=csv", path, f"out={tmp_path / 'file'}", "fit.replicates=20")
+    assert said.code == 1
+    assert "cannot write" in said.sentence
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    command = f"{Path(sys.executable).parent / 'isoflop'} plan sweep=chinchilla root={tmp_path} | head -1"
+    said = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert "Traceback" not in said.stderr
+    assert said.stdout.startswith("plan of chinchilla")
