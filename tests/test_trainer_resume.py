@@ -62,7 +62,7 @@ def test_killed_and_resumed_is_bit_identical(
     }
     unbroken = make_run(tmp_path, corpus, sweep="unbroken", **made)
     train(unbroken, tmp_path)
-    folder = make_run(tmp_path, corpus, sweep="killed", checkpoint_seconds=0.0205, **made)
+    folder = make_run(tmp_path, corpus, sweep="killed", checkpoint_seconds=0.004, **made)
     generator = random.Random(7)
     for kill in range(kills):
         child = start(folder.path, tmp_path, generator.randint(1, MOST_UPDATES), kill == 0)
