@@ -10,7 +10,8 @@ import pandas as pd
 from analysis import views
 from analysis.page import definitions
 from analysis.result import Approach, Envelope, FitResult, Floats, Isoflop, Parametric
-from analysis.views import count_text, flops_text, number_of
+from analysis.text import count_text, flops_text
+from analysis.views import number_of
 
 PARAMS = {
     "total": "all parameters: embedding, blocks and an untied head",

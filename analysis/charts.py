@@ -15,7 +15,7 @@ import pandas as pd
 from analysis import views
 from analysis.laws import Law
 from analysis.result import Backtest, ConventionFit, Conventions, Envelope, Floats, Ints, Isoflop, Parametric
-from analysis.views import count_text, flops_text
+from analysis.text import count_text, flops_text
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -17,7 +17,7 @@ import pandas as pd
 from analysis import views
 from analysis.laws import Law
 from analysis.result import ConventionFit, Envelope, FitResult, Floats, Isoflop, Parametric
-from analysis.views import count_text, flops_text
+from analysis.text import count_text, flops_text
 from trainer.files import disk_faults, write_whole
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from analysis.result import (
     Parametric,
     Refused,
 )
-from analysis.views import count_text, estimate_text, flops_text, interval_text, number_of
+from analysis.text import count_text, flops_text
+from analysis.views import estimate_text, interval_text, number_of
 from trainer.files import write_whole
 
 MOST_ROWS = 1000

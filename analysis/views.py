@@ -29,6 +29,7 @@ from analysis.result import (
     Parametric,
     Refused,
 )
+from analysis.text import flops_text
 
 TITLES = {
     "envelope": "Approach 1, envelope",
@@ -89,26 +90,6 @@ class Slice:
     params: Floats
     loss: Floats
     rows: Ints
-
-
-def count_text(value: float) -> str:
-    """Parameters or tokens for reading: 55k, 1.2M, 70B, 1.4T; three digits at most."""
-    if not math.isfinite(value):
-        return "–"
-    value = float(f"{value:.3g}")
-    for factor, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
-            scaled = value / factor
-            return f"{scaled:,.0f}{unit}" if scaled >= 1000 else f"{scaled:.3g}{unit}"
-    return f"{value:.3g}"
-
-
-def flops_text(value: float) -> str:
-    """FLOPs for reading: 3e12, 5.76e23."""
-    if not math.isfinite(value):
-        return "–"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def estimate_text(estimate: Estimate, text: Callable[[float], str] = "{:.3f}".format) -> str:

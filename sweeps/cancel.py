@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from sweeps.app import run_verb, typed
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
-from sweeps.plan import read_plan
+from sweeps.points import read_plan
 from sweeps.render import say
 from sweeps.state import PointState, State, inspect
 from sweeps.status import select

@@ -27,7 +27,7 @@ from analysis.tables import Tables
 from sweeps.app import run_verb, typed
 from sweeps.config import Config, FitCommand, FitSource, Format
 from sweeps.paths import SweepFolder
-from sweeps.plan import read_plan
+from sweeps.points import read_plan
 from sweeps.render import progress_line, say
 from sweeps.render_fit import fit_json, print_fit, print_summary
 from trainer.errors import UserError

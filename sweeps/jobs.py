@@ -8,22 +8,13 @@ folder's lock; until the worker is up, while its process lives.
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shlex
 import socket
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import submitit
-
-from sweeps.config import ClusterConfig
 from sweeps.paths import SweepFolder
-from trainer.config import DeviceKind
-from trainer.files import write_json, write_whole
+from trainer.files import write_whole
 from trainer.lock import holder, process_birth
 
 START_SECONDS = 60.0
@@ -42,56 +33,9 @@ class Job:
     """Workers of this sweep that may work at once; the others wait."""
     host: str
     submitted: float
-    pid: int | None = None
-    """Of the local controller; None until it was started."""
-    born: str | None = None
-
-
-def start_workers(
-    folder: SweepFolder, runs: Sequence[str], cluster: ClusterConfig, *, threads: int, device: DeviceKind
-) -> list[Path]:
-    """Start as many workers as there are slots and runs, each over the same ordered list; returns their folders."""
-    slots = worker_slots(cluster, threads, device)
-    started = []
-    for _ in range(min(slots, len(runs))):
-        path = folder.jobs / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-        job = Job(
-            runs=tuple(runs),
-            threads=threads,
-            device=device.value,
-            slots=slots,
-            host=socket.gethostname(),
-            submitted=time.time(),
-        )
-        write_json(path / "job.json", asdict(job))
-        pid = _start_local(path, cluster, threads)
-        write_json(path / "job.json", asdict(job) | {"pid": pid, "born": process_birth(pid)})
-        started.append(path)
-    return started
-
-
-def worker_slots(cluster: ClusterConfig, threads: int, device: DeviceKind) -> int:
-    """How many workers work at once: the stated number, else what the cores give (one for a GPU)."""
-    if cluster.workers:
-        return cluster.workers
-    return 1 if device is DeviceKind.cuda else max(1, len(os.sched_getaffinity(0)) // threads)
-
-
-def _start_local(path: Path, cluster: ClusterConfig, threads: int) -> int:
-    from sweeps.worker import work
-
-    # -P: a trainer.py in the submitting folder must not shadow the package.
-    executor = submitit.LocalExecutor(path / "submitit", python=f"{shlex.quote(sys.executable)} -P")
-    executor.update_parameters(
-        timeout_min=cluster.timeout_hours * 60,
-        stderr_to_stdout=True,
-        setup=[
-            f"export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} PYTHONHASHSEED=0",
-            "trap '' INT HUP",  # workers outlive the terminal, and Ctrl-C in it
-            "exec </dev/null >/dev/null 2>&1",  # nor do they keep its pipes open
-        ],
-    )
-    return int(executor.submit(work, str(path)).job_id)
+    pid: int
+    """Of the local controller; of the submitting process until that was started."""
+    born: str | None
 
 
 def read_job(path: Path) -> Job | None:
@@ -115,7 +59,7 @@ def lives(path: Path, job: Job) -> bool:
         return True
     if (path / "heartbeat").exists() or time.time() - job.submitted > START_SECONDS:
         return False
-    return job.pid is None or job.host != socket.gethostname() or process_birth(job.pid) == job.born
+    return job.host != socket.gethostname() or process_birth(job.pid) == job.born
 
 
 def request_stop(path: Path) -> None:

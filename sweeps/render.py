@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -15,16 +15,18 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from analysis.text import count_text, flops_text
 from sweeps.config import Format
 from sweeps.paths import SweepFolder
+from sweeps.points import Plan
+from sweeps.reconcile import Submission
 from sweeps.state import ENDED, PointState, State
-
-if TYPE_CHECKING:
-    from sweeps.plan import Plan
-    from sweeps.submit import Submission
 
 PIPE_WIDTH = 220
 """Columns of a table that no terminal limits."""
+
+FRAME_LINES = 8
+"""Lines of a table beside its rows."""
 
 COLOURS = {
     State.done: "green",
@@ -65,21 +67,6 @@ def table(*columns: str, title: str | None = None) -> Table:
     return made
 
 
-def count(value: float | None) -> str:
-    """55296 -> 55.3k: three digits and a suffix, powers of ten above 1e15."""
-    if value is None:
-        return "–"
-    for limit, suffix in ((1e15, ""), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value:.2e}" if not suffix else f"{value / limit:.3g}{suffix}"
-    return f"{value:.3g}"
-
-
-def flops(value: float | None) -> str:
-    """3e+12 -> 3.00e12."""
-    return "–" if value is None else f"{value:.2e}".replace("e+", "e")
-
-
 def seconds(value: float | None) -> str:
     """A duration with its two largest units."""
     if value is None:
@@ -99,8 +86,8 @@ def show_plan(plan: Plan, form: Format, folder: SweepFolder) -> None:
     else:
         stdout().print(_plan_table(plan))
     for refusal in plan.refused:
-        budget = "" if refusal["budget"] is None else f" at {flops(refusal['budget'])} FLOPs"
-        say(f"refused: {count(refusal['params_non_embedding'])} parameters{budget}: {refusal['reason']}")
+        budget = "" if refusal["budget"] is None else f" at {flops_text(refusal['budget'])} FLOPs"
+        say(f"refused: {count_text(refusal['params_non_embedding'])} parameters{budget}: {refusal['reason']}")
     say(f"written: {folder.plan_path} and plan.csv")
 
 
@@ -115,16 +102,16 @@ def _plan_table(plan: Plan) -> RenderableType:
         row, shape = point.row(), point.run.recipe.model
         cells = [
             point.point_id,
-            flops(row["budget"]),
-            count(shape.params_non_embedding),
-            count(shape.params_total),
+            flops_text(row["budget"]),
+            count_text(shape.params_non_embedding),
+            count_text(shape.params_total),
             f"{shape.layers}x{shape.d_model}",
-            count(row["tokens"]),
-            count(row["tokens"] / shape.params_total),
+            count_text(row["tokens"]),
+            count_text(row["tokens"] / shape.params_total),
             str(row["steps"]),
-            count(row["batch"]),
+            count_text(row["batch"]),
             f"{row['lr']:.2e}",
-            flops(row["flops_matmul"]),
+            flops_text(row["flops_matmul"]),
             "–" if point.budget_error is None else f"{point.budget_error:+.2%}",
         ]
         cells += ["–" if point.predicted_loss is None else f"{point.predicted_loss:.3f}"] * loss
@@ -133,8 +120,8 @@ def _plan_table(plan: Plan) -> RenderableType:
         shown.add_row(*cells)
     totals = plan.totals
     line = (
-        f"{totals['points']} points, {count(totals['tokens'])} tokens, {flops(totals['flops_matmul'])} FLOPs, "
-        f"{totals['device_hours']:.3g} device-hours"
+        f"{totals['points']} points, {count_text(totals['tokens'])} tokens, "
+        f"{flops_text(totals['flops_matmul'])} FLOPs, {totals['device_hours']:.3g} device-hours"
     )
     return Group(shown, line + (f", price {totals['price']:,.2f}" if price else ""))
 
@@ -177,19 +164,23 @@ def show_status(folder: SweepFolder, states: Sequence[PointState], left: Sequenc
     say_left(left)
 
 
-def status_table(folder: SweepFolder, states: Sequence[PointState]) -> RenderableType:
-    """Every point, and the sum of them."""
+def status_table(folder: SweepFolder, states: Sequence[PointState], most: int | None = None) -> RenderableType:
+    """Every point, and the sum of them; where more than ``most`` points, only those that run or failed."""
     shown = table("<point", "budget", "N non-emb", "<state", "progress", "loss", "tokens/s", "ETA", "spent", "planned",
                   "<cause", title=f"{escape(folder.name)} in {escape(str(folder.path))}")  # fmt: skip
-    for state in states:
+    if most is None or len(states) <= most:
+        listed = list(states)
+    else:
+        listed = [state for state in states if state.state in (State.running, State.failed)][:most]
+    for state in listed:
         shown.add_row(
             state.point_id,
-            flops(state.budget),
-            count(state.params_non_embedding),
+            flops_text(state.budget),
+            count_text(state.params_non_embedding),
             state.state.value,
             f"{state.progress:.0%}",
             "–" if state.loss is None else f"{state.loss:.4f}",
-            count(state.tokens_per_second),
+            count_text(state.tokens_per_second),
             seconds(state.eta_seconds),
             seconds(state.spent_hours * 3600),
             seconds(state.hours * 3600),
@@ -216,22 +207,23 @@ def remaining_seconds(states: Sequence[PointState]) -> float | None:
 
 
 @contextmanager
-def live() -> Iterator[Callable[[RenderableType], None]]:
-    """A display on stderr that is redrawn in place; without a terminal, one summary line whenever it changes."""
+def live(folder: SweepFolder) -> Iterator[Callable[[Sequence[PointState]], None]]:
+    """The states on stderr, redrawn in place; without a terminal, the summary line whenever a point changes state."""
     console = stderr()
     if not console.is_terminal:
-        said = [""]
+        said: list[list[State]] = []
 
-        def print_change(shown: RenderableType) -> None:
-            line = str(shown.renderables[-1]) if isinstance(shown, Group) else str(shown)
-            if line.partition(";")[0] != said[0].partition(";")[0]:
-                console.print(line, soft_wrap=True)
-                said[0] = line
+        def print_change(states: Sequence[PointState]) -> None:
+            kinds = [state.state for state in states]
+            if said[-1:] != [kinds]:
+                said.append(kinds)
+                console.print(summary_line(states), soft_wrap=True)
 
         yield print_change
         return
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as display:
-        yield lambda shown: display.update(shown, refresh=True)
+    rows = max(5, console.height - FRAME_LINES)
+    with Live(console=console, auto_refresh=False) as display:
+        yield lambda states: display.update(status_table(folder, states, rows), refresh=True)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from rich.markup import escape
 
 from analysis.predict import Prediction
 from analysis.result import Approach, Estimate, FitResult, Refused
-from sweeps.render import count, flops, print_json, say, stdout, table
+from analysis.text import count_text, flops_text
+from sweeps.render import print_json, say, stdout, table
 
 TITLES = {"envelope": "1 envelope", "isoflop": "2 isoFLOP", "parametric": "3 parametric"}
 """Hoffmann's numbers of the approaches."""
@@ -40,7 +41,7 @@ def print_fit(fit: FitResult) -> None:
                 continue
             for at in approach.optima:
                 counts = under.conventions.params.replace("_", "-")
-                optima.add_row(flops(at.budget), TITLES[name], counts, interval(at.n_opt), interval(at.d_opt),
+                optima.add_row(flops_text(at.budget), TITLES[name], counts, interval(at.n_opt), interval(at.d_opt),
                                exponent(at.loss_opt))  # fmt: skip
     stdout().print(optima)
     for warning in fit.warnings:
@@ -66,8 +67,8 @@ def print_predictions(predictions: Sequence[Prediction]) -> None:
                   f"loss in {escape(first.loss)}")  # fmt: skip
     for p in predictions:
         ratio = None if not (p.tokens.value and p.params.value) else p.tokens.value / p.params.value
-        shown.add_row(TITLES.get(p.by, p.by), interval(p.flops, flops), interval(p.params), interval(p.tokens),
-                      count(ratio), exponent(p.loss))  # fmt: skip
+        shown.add_row(TITLES.get(p.by, p.by), interval(p.flops, flops_text), interval(p.params), interval(p.tokens),
+                      count_text(ratio), exponent(p.loss))  # fmt: skip
     stdout().print(shown)
     for statement in dict.fromkeys(p.statement for p in predictions):
         stdout().print(escape(statement), soft_wrap=True)
@@ -78,7 +79,7 @@ def exponent(estimate: Estimate) -> str:
     return _with_interval(estimate, "{:.3f}".format)
 
 
-def interval(estimate: Estimate, text: Callable[[float], str] = count) -> str:
+def interval(estimate: Estimate, text: Callable[[float], str] = count_text) -> str:
     """65.4B (58.9B to 71B)."""
     return _with_interval(estimate, text)
 

@@ -19,11 +19,12 @@ from sweeps.config import Config
 from sweeps.fit import fit_sweep
 from sweeps.jobs import last_words, live_jobs, log_path, request_stop
 from sweeps.paths import SweepFolder
-from sweeps.plan import Plan, make_plan
-from sweeps.render import live, say, show_submission, status_table
+from sweeps.planner import make_plan
+from sweeps.points import Plan
+from sweeps.reconcile import submit, workers_wanted
+from sweeps.render import live, say, show_submission
 from sweeps.state import ENDED, PointState, State, inspect
-from sweeps.submit import submit
-from trainer.errors import MachineFault
+from trainer.errors import MachineFault, UserError
 
 REFRESH_SECONDS = 1.0
 FRUITLESS_SUBMISSIONS = 3
@@ -41,14 +42,16 @@ def wait(config: Config, plan: Plan, folder: SweepFolder) -> list[PointState]:
         If workers leave again and again without training anything.
     """
     fruitless, touched = 0, -1
-    with live() as show:
+    with live(folder) as show:
         while True:
             states = inspect(folder, plan.to_dict(), config.limits.lost_attempts)
-            show(status_table(folder, states))
+            show(states)
             open_points = [state for state in states if state.state not in ENDED]
             if all(state.cause == "cancelled" for state in open_points):
                 return states
-            if any(state.state is State.planned and state.cause is None for state in open_points):
+            missing = sum(state.state is State.planned and state.cause is None for state in open_points)
+            queued = sum(state.state is State.queued for state in open_points)
+            if workers_wanted(config, folder, missing, queued):
                 attempts = sum(state.attempts for state in states)
                 fruitless, touched = (0, attempts) if attempts != touched else (fruitless + 1, touched)
                 if fruitless >= FRUITLESS_SUBMISSIONS:
@@ -99,7 +102,12 @@ def _body(raw: DictConfig) -> int:
         stop_workers(folder)
         return complain(f"interrupted; `isoflop run sweep={config.sweep.name}` continues where it stopped", INTERRUPTED)
     code = report_failures(states)
-    fit_sweep(config, folder)
+    try:
+        fit_sweep(config, folder)
+    except UserError as error:
+        if not code:
+            raise
+        say(f"no fit: {error}")  # because of the failures above
     return code
 
 

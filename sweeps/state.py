@@ -63,7 +63,7 @@ class PointState:
 
 
 def inspect(folder: SweepFolder, plan: Mapping[str, Any], lost_attempts: int) -> list[PointState]:
-    """The state of every point of a plan (as :func:`sweeps.plan.read_plan` gives it), in the plan's order.
+    """The state of every point of a plan (as :func:`sweeps.points.read_plan` gives it), in the plan's order.
 
     Parameters
     ----------
@@ -112,13 +112,15 @@ def _inspect_point(run: RunFolder, row: Mapping[str, Any], queued: Collection[st
     known |= _progress(run, row["tokens"], alive)
     if alive:
         return PointState(**known, state=State.running)
+    if run.cancel_path.exists():
+        return PointState(**known, state=State.planned, cause="cancelled")
+    if row["run_id"] in queued:
+        return PointState(**known, state=State.queued)
     if lost_in_a_row(attempts) >= lost_attempts:
         step = attempts[-1].get("resume_step") or 0
         cause = f"lost {lost_attempts} times at step {step} without a word (out of memory?)"
         return PointState(**known, state=State.failed, cause=cause)
-    if run.cancel_path.exists():
-        return PointState(**known, state=State.planned, cause="cancelled")
-    return PointState(**known, state=State.queued if row["run_id"] in queued else State.planned)
+    return PointState(**known, state=State.planned)
 
 
 def _ended(known: Mapping[str, Any], record: Mapping[str, Any]) -> PointState:

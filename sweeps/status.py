@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from sweeps.app import run_verb, typed
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
-from sweeps.plan import read_plan
-from sweeps.render import live, show_status, status_table
+from sweeps.points import read_plan
+from sweeps.render import live, show_status
 from sweeps.state import ENDED, PointState, State, inspect, orphans
 from trainer.errors import UserError
 
@@ -45,9 +45,9 @@ def _body(raw: DictConfig) -> int:
 
     states = now()
     if config.watch:
-        with live() as show:
+        with live(folder) as show:
             while not all(state.state in ENDED for state in states):
-                show(status_table(folder, states))
+                show(states)
                 time.sleep(REFRESH_SECONDS)
                 states = now()
     show_status(folder, states, [run.run_id for run in orphans(folder, plan)], config.format)

@@ -5,16 +5,20 @@ isoflop train sweep=quickstart point=c3e11-n3.2k
 
 from __future__ import annotations
 
+import signal
+from types import FrameType
+
 from omegaconf import DictConfig
 
 from sweeps.app import INTERRUPTED, complain, run_verb, typed
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
-from sweeps.plan import make_plan, write_plan
-from sweeps.render import show_status
-from sweeps.state import inspect
+from sweeps.planner import make_plan
+from sweeps.points import write_plan
+from sweeps.reconcile import open_run
+from sweeps.render import live, show_status
+from sweeps.state import PointState, inspect
 from sweeps.status import select
-from sweeps.submit import open_run
 from sweeps.worker import execute
 from trainer.errors import MachineFault, UserError
 from trainer.runfolder import FAILED
@@ -25,22 +29,36 @@ def _body(raw: DictConfig) -> int:
     plan = make_plan(raw)
     folder = SweepFolder.of(config.root, plan.sweep)
     write_plan(plan, folder)
-    chosen = select(inspect(folder, plan.to_dict(), config.limits.lost_attempts), config.point)
+
+    def states() -> list[PointState]:
+        return select(inspect(folder, plan.to_dict(), config.limits.lost_attempts), config.point)
+
+    chosen = states()
     if config.point is None or len(chosen) > 1:
         some = ", ".join(state.point_id for state in chosen[:4])
         raise UserError(f"point={config.point} fits {len(chosen)} points; name one, such as {some}.")
     point = next(point for point in plan.points if point.point_id == chosen[0].point_id)
     run = folder.run(point.run.run_id)
     open_run(run, point.run)
-    try:
-        verdict = execute(run, "train", lambda: None)
-    except KeyboardInterrupt:
+    interrupted: list[int] = []
+
+    def once(number: int, frame: FrameType | None) -> None:
+        interrupted.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait for a checkpoint
+
+    signal.signal(signal.SIGINT, once)
+    with live(folder) as show:
+
+        def should_stop() -> str | None:
+            show(states())
+            return "interrupted" if interrupted else None
+
+        verdict = execute(run, "train", should_stop)
+    if interrupted:
         return complain(f"interrupted; the same command continues {run.run_id}", INTERRUPTED)
     if verdict is None:
         raise MachineFault(f"another process is training {run.run_id}; `isoflop status` shows it.")
-    show_status(
-        folder, select(inspect(folder, plan.to_dict(), config.limits.lost_attempts), point.point_id), [], config.format
-    )
+    show_status(folder, states(), [], config.format)
     return 1 if verdict.startswith(FAILED) else 0
 
 

@@ -23,6 +23,7 @@ from analysis.fit import fit_tables
 from analysis.laws import find_law
 from analysis.result import Envelope, FitResult, Isoflop, Parametric, Refused
 from analysis.tables import Tables
+from analysis.text import count_text, flops_text
 
 ALL = ["frontier", "envelope", "isoflop", "parametric"]
 
@@ -61,13 +62,13 @@ def _without(fit: FitResult, *names: str) -> FitResult:
     ],
 )
 def test_counts_are_written_as_people_say_them(value: float, text: str) -> None:
-    assert views.count_text(value) == text
-    assert views.count_text(float("nan")) == "–"
+    assert count_text(value) == text
+    assert count_text(float("nan")) == "–"
 
 
 @pytest.mark.parametrize(("value", "text"), [(3e12, "3e12"), (5.76e23, "5.76e23"), (1e18, "1e18"), (9.999e17, "1e18")])
 def test_flops_are_written_without_padding(value: float, text: str) -> None:
-    assert views.flops_text(value) == text
+    assert flops_text(value) == text
 
 
 @given(st.floats(-3, 27), st.floats(0.001, 12), st.integers(3, 9))

@@ -21,6 +21,7 @@ from analysis.laws import find_law
 from analysis.report import MOST_ROWS, render_report, write_report
 from analysis.result import Backtest, Conventions, Envelope, Exclusion, FitResult, Isoflop, Parametric, Refused
 from analysis.tables import Tables, complete_curves
+from analysis.text import count_text
 
 EVIL = "<script>alert('x')</script>&\"<b>"
 VOID = {"meta", "br", "link", "img", "hr"}
@@ -119,7 +120,7 @@ def test_the_headline_gives_exponents_and_optima_under_each_convention(report: s
             for estimate in (approach.a, approach.b):
                 assert f"{estimate.value:.3f} ({estimate.low:.3f}, {estimate.high:.3f})" in text
             for at in approach.optima:
-                assert views.estimate_text(at.n_opt, views.count_text) in text
+                assert views.estimate_text(at.n_opt, count_text) in text
                 assert views.estimate_text(at.loss_opt) in text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_spaced_sizes_surround_their_centre(centre: float, count: int, spacing: 
     sizes = spaced(centre, count, spacing)
     assert len(sizes) == count
     assert math.exp(sum(math.log(size) for size in sizes) / count) == pytest.approx(centre, rel=1e-9)
-    assert all(b / a == pytest.approx(spacing, rel=1e-9) for a, b in zip(sizes, sizes[1:], strict=False))
+    assert all(b / a == pytest.approx(spacing, rel=1e-9) for a, b in pairwise(sizes))
 
 
 def test_isoflop_spends_each_budget_at_each_size() -> None:

@@ -6,14 +6,15 @@ A lock is dead when its process is known to be gone (same machine) or when its h
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -88,20 +89,33 @@ def _mtime(path: Path) -> float:
         return 0.0
 
 
+@contextmanager
+def _takers_in_turn(folder: Path) -> Iterator[None]:
+    """One taker at a time where the file system has flock, so that none renames away a lock just made by another.
+
+    Elsewhere two takers of one dead lock could both win; the loser sees it at its next beat.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 class Lock:
     """Holds a folder's lock while its ``with`` block runs, beating every ``BEAT_SECONDS``.
 
     ``with Lock(folder, job) as lock`` gives None where somebody else holds it. ``lock.lost`` is set when the lock was
-    taken away (the machine slept, the folder was moved): its holder must then write nothing more. ``on_beat`` is called
-    at each heartbeat, in the heartbeat's thread.
+    taken away (the machine slept, the folder was moved): its holder must then write nothing more.
     """
 
-    def __init__(self, folder: Path, job: str = "", on_beat: Callable[[], None] | None = None) -> None:
+    def __init__(self, folder: Path, job: str = "") -> None:
         self.folder = folder
         self.lost = threading.Event()
         pid = os.getpid()
         self._me = Holder(secrets.token_hex(8), socket.gethostname(), pid, process_birth(pid) or "", job)
-        self._on_beat = on_beat
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"heartbeat {folder.name}", daemon=True)
 
@@ -136,17 +150,16 @@ class Lock:
         mine = self.folder / f".lock.{self._me.token}"
         write_whole(mine, json.dumps(asdict(self._me)))
         try:
-            for _ in range(3):
-                try:
-                    os.link(mine, path)
-                    self._touch()
-                    return True
-                except FileExistsError:
-                    pass
-                found = _read(path)
-                if found is not None and _lives(self.folder, found):
-                    return False
-                self._clear_dead(path, found)
+            with _takers_in_turn(self.folder):
+                for _ in range(3):
+                    with suppress(FileExistsError):
+                        os.link(mine, path)
+                        self._touch()
+                        return True
+                    found = _read(path)
+                    if found is not None and _lives(self.folder, found):
+                        return False
+                    self._clear_dead(path, found)
             return False
         finally:
             mine.unlink(missing_ok=True)
@@ -173,9 +186,5 @@ class Lock:
             if not self.owned():
                 self.lost.set()
                 return
-            try:
+            with suppress(OSError):  # a full disk; the next beat may pass
                 (self.folder / "heartbeat").touch()
-            except OSError:
-                continue  # a full disk; the next beat may pass
-            if self._on_beat is not None:
-                self._on_beat()

@@ -1,0 +1,171 @@
+"""From a config to a plan: axes x design x seeds, each point a recipe with its cost, or a refusal with its reason."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from analysis.laws import Law, find_law
+from sweeps.app import config_dirs, typed
+from sweeps.axes import expand
+from sweeps.config import Config
+from sweeps.cost import Throughput, step_memory, total_seconds
+from sweeps.design import Target, targets
+from sweeps.paths import SweepFolder
+from sweeps.points import Plan, PlannedPoint
+from sweeps.recipes import check_rules, make_recipe, make_runtime
+from sweeps.render import progress_line
+from trainer.config import DataConfig, Source, plain
+from trainer.corpus import CorpusFacts, describe_corpus, open_corpus, prepare_corpus
+from trainer.errors import UserError
+from trainer.runfolder import RunConfig
+
+
+def make_plan(config: DictConfig) -> Plan:
+    """Resolve a config into a plan; makes the corpus if the root has none yet, and pins it to the sweep.
+
+    Raises
+    ------
+    UserError
+        If a field is wrong, a size is off the ladder, the corpus is too small, or no point is left.
+    """
+    base: Config = typed(config)
+    folder = SweepFolder.of(base.root, base.sweep.name)
+    throughput = Throughput.measured(folder, base.device.kind)
+    points: dict[str, PlannedPoint] = {}
+    refused = []
+    for axes, varied in expand(config):
+        check_rules(varied)
+        corpus = pinned_corpus(varied.data, folder)
+        law = None if varied.law.name is None else Law.from_config(varied.law)
+        wanted = targets(
+            varied.sweep,
+            varied.model,
+            vocabulary=corpus.vocabulary,
+            sequence=varied.data.sequence,
+            law=lambda name: find_law(name, config_dirs()),
+        )
+        for target in wanted:
+            for seed in seeds(varied):
+                recipe = make_recipe(varied, target, seed, corpus.id)
+                _check_epochs(varied, recipe.tokens, corpus)
+                error = None if target.budget is None else recipe.flops() / target.budget - 1
+                reason = _refusal(varied, recipe.steps, error)
+                if reason is not None:
+                    refused.append(_refused_row(target, seed, axes, reason))
+                    continue
+                run = RunConfig(
+                    sweep=base.sweep.name,
+                    recipe=recipe,
+                    runtime=make_runtime(varied, recipe),
+                    budget=target.budget,
+                    axes=axes,
+                    provenance=provenance(),
+                )
+                hours = total_seconds(run, throughput.at(recipe.model, varied.device)) / 3600
+                memory_gb = step_memory(recipe, run.runtime.micro_batch or recipe.sequences, run.runtime.device) / 1e9
+                planned = PlannedPoint(
+                    point_id=recipe.point_ids[0],
+                    run=run,
+                    budget_error=error,
+                    predicted_loss=law.loss(recipe.model.params(law.params), recipe.tokens) if law else None,
+                    hours=hours,
+                    price=hours * varied.device.price_per_hour,
+                    memory_gb=memory_gb,
+                    devices=math.ceil(memory_gb / varied.device.memory_gb),
+                )
+                points.setdefault(planned.point_id, planned)
+    if not points:
+        first = refused[0]["reason"] if refused else "the design is empty"
+        raise UserError(f"sweep={base.sweep.name}: no point is left of {len(refused)}; the first was refused: {first}")
+    return Plan(sweep=base.sweep.name, points=list(points.values()), refused=refused)
+
+
+def pinned_corpus(data: DataConfig, folder: SweepFolder) -> CorpusFacts:
+    """The sweep's corpus for these settings: the pinned one, or else one found or made now, and pinned."""
+    if data.source is Source.unspecified:
+        facts = describe_corpus(data, folder.root)
+        assert facts is not None  # an unspecified corpus is all description
+        return facts
+    pins = folder.read_pins()
+    key = folder.pin_key(data)
+    if key in pins:
+        corpus = open_corpus(folder.root, pins[key])
+        corpus.check_windows(sequence=data.sequence, eval_windows=data.eval_windows)
+    else:
+        with progress_line() as report:
+            corpus = prepare_corpus(data, folder.root, report)
+        folder.write_pins({**pins, key: corpus.id})
+    return CorpusFacts(id=corpus.id, vocabulary=corpus.vocabulary, train_tokens=corpus.train_tokens)
+
+
+def seeds(config: Config) -> list[int]:
+    """The sweep's seeds, checked."""
+    found = config.sweep.seeds
+    if not found or len(set(found)) < len(found) or any(seed < 0 for seed in found):
+        raise UserError(
+            f"sweep.seeds={found} must list different whole numbers of 0 or more, e.g. sweep.seeds=[0,1,2]."
+        )
+    return list(found)
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """The git commit of the code, and the versions that decide a run's bits."""
+    return {"git": _git_commit(), "versions": {name: _version(name) for name in ("isoflop", "torch", "numpy")}}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _check_epochs(config: Config, tokens: int, corpus: CorpusFacts) -> None:
+    if tokens > config.data.max_epochs * corpus.train_tokens:
+        raise UserError(
+            f"a point needs {tokens:.4g} tokens, but the corpus {corpus.id} holds {corpus.train_tokens:.4g} and "
+            f"data.max_epochs={config.data.max_epochs:g}; lower sweep.budgets (or tokens), drop small sizes, "
+            f"or allow data.max_epochs={math.ceil(tokens / corpus.train_tokens)}."
+        )
+
+
+def _refusal(config: Config, steps: int, error: float | None) -> str | None:
+    if steps < config.optim.min_steps:
+        return f"{steps} updates are fewer than optim.min_steps={config.optim.min_steps}"
+    if error is not None and abs(error) > config.sweep.tolerance:
+        return f"whole batches miss the budget by {error:+.1%}, more than sweep.tolerance={config.sweep.tolerance:g}"
+    return None
+
+
+def _refused_row(target: Target, seed: int, axes: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    return {
+        "budget": target.budget,
+        "layers": target.shape.layers,
+        "d_model": target.shape.d_model,
+        "params_non_embedding": target.shape.params_non_embedding,
+        "tokens": target.tokens,
+        "seed": seed,
+        "axes": plain(dict(axes)),
+        "reason": reason,
+    }

@@ -1,0 +1,116 @@
+"""The plan as a value and as a file: every point of a sweep, what it costs, and what was refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sweeps.paths import SweepFolder
+from trainer.errors import UserError
+from trainer.files import write_json, write_whole
+from trainer.recipe import SCHEMA, check_schema
+from trainer.runfolder import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedPoint:
+    """A point, the run that gives it, and what it will cost."""
+
+    point_id: str
+    run: RunConfig
+    budget_error: float | None
+    """Achieved over asked FLOPs, minus 1."""
+    predicted_loss: float | None
+    devices: int
+    """Fewest devices that hold the run together."""
+    hours: float
+    """Device-hours."""
+    price: float
+    memory_gb: float
+
+    def row(self) -> dict[str, Any]:
+        """One line of the plan's table."""
+        recipe, shape = self.run.recipe, self.run.recipe.model
+        return {
+            "point_id": self.point_id,
+            "run_id": self.run.run_id,
+            "budget": self.run.budget,
+            **{f"axis.{key}": value for key, value in self.run.axes.items()},
+            "seed": recipe.seed,
+            "layers": shape.layers,
+            "d_model": shape.d_model,
+            "params_non_embedding": shape.params_non_embedding,
+            "params_total": shape.params_total,
+            "tokens": recipe.tokens,
+            "steps": recipe.steps,
+            "batch": recipe.optim.batch,
+            "lr": recipe.optim.lr,
+            "flops_matmul": recipe.flops(),
+            "budget_error": self.budget_error,
+            "predicted_loss": self.predicted_loss,
+            "devices": self.devices,
+            "memory_gb": self.memory_gb,
+            "hours": self.hours,
+            "price": self.price,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Every point of a sweep, and every point that was refused with the reason."""
+
+    sweep: str
+    points: Sequence[PlannedPoint]
+    refused: Sequence[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """Of all points."""
+        return {
+            "points": len(self.points),
+            "tokens": sum(point.run.recipe.tokens for point in self.points),
+            "flops_matmul": sum(point.run.recipe.flops() for point in self.points),
+            "device_hours": sum(point.hours for point in self.points),
+            "price": sum(point.price for point in self.points),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``plan.json`` has it."""
+        return {
+            "schema": SCHEMA,
+            "sweep": self.sweep,
+            "points": [point.row() for point in self.points],
+            "refused": [dict(refusal) for refusal in self.refused],
+            "totals": self.totals,
+        }
+
+
+def write_plan(plan: Plan, folder: SweepFolder) -> None:
+    """Write ``plan.json`` (whole) and ``plan.csv`` (the table alone)."""
+    import pandas as pd  # here, because status reads plans and does without
+
+    write_json(folder.plan_path, plan.to_dict())
+    write_whole(folder.plan_path.with_suffix(".csv"), pd.DataFrame([p.row() for p in plan.points]).to_csv(index=False))
+
+
+def read_plan(folder: SweepFolder) -> dict[str, Any]:
+    """The sweep's last plan, as :meth:`Plan.to_dict` wrote it.
+
+    Raises
+    ------
+    UserError
+        If there is none, or a newer isoflop wrote it.
+    """
+    try:
+        raw: dict[str, Any] = json.loads(folder.plan_path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"sweep.name={folder.name} has no plan under root={folder.root}; run `isoflop plan` or `isoflop submit` "
+            "first, or correct root= or sweep=."
+        ) from None
+    except ValueError:
+        raise UserError(f"{folder.plan_path} is damaged; run `isoflop plan` to write it again.") from None
+    check_schema(raw.get("schema"), str(folder.plan_path))
+    return raw

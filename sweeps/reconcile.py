@@ -1,0 +1,148 @@
+"""Reconciliation: what a plan wants minus what is done, running or queued is handed to workers; nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeps.config import Config, Retry
+from sweeps.jobs import live_jobs
+from sweeps.launch import start_workers, worker_slots
+from sweeps.paths import SweepFolder
+from sweeps.points import Plan, PlannedPoint, write_plan
+from sweeps.state import PointState, State, inspect, orphans
+from trainer.config import Source
+from trainer.errors import MachineFault, UserError
+from trainer.lock import Lock
+from trainer.runfolder import RunConfig, RunFolder
+
+LOCK_SECONDS = 30.0
+"""How long one submit waits for another."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a reconciliation found and did."""
+
+    submitted: Sequence[str]
+    """Run ids handed to workers, longest first."""
+    jobs: Sequence[Path]
+    states: Sequence[PointState]
+    """Of every planned point, before anything was started."""
+    left: Sequence[str]
+    """Run ids on disk whose point has left the config."""
+
+    @property
+    def counts(self) -> Counter[State]:
+        """Points by state, before anything was started."""
+        return Counter(state.state for state in self.states)
+
+
+def submit(config: Config, plan: Plan) -> Submission:
+    """Start workers for every point that is neither done, running, queued nor failed (unless ``retry=all``).
+
+    Raises
+    ------
+    UserError
+        If the missing points cost more than the limits, or a run folder is not the one its recipe made.
+    MachineFault
+        If the disk is full, or another submit holds the sweep.
+    """
+    folder = SweepFolder.of(config.root, plan.sweep)
+    _check_trainable(config)
+    with _one_submitter(folder):
+        write_plan(plan, folder)
+        states = inspect(folder, plan.to_dict(), config.limits.lost_attempts)
+        wanted = {State.planned} | ({State.failed} if config.retry is Retry.all else set())
+        missing = [point for point, state in zip(plan.points, states, strict=True) if state.state in wanted]
+        _check_limits(config, missing)
+        _check_devices(config, missing)
+        longest_first = sorted(missing, key=lambda point: -point.hours)
+        for point in longest_first:
+            open_run(folder.run(point.run.run_id), point.run)
+        runs = list(dict.fromkeys(point.run.run_id for point in longest_first))
+        jobs = _start(config, folder, runs, [state.run_id for state in states if state.state is State.queued])
+        left = [run.run_id for run in orphans(folder, plan.to_dict())]
+    return Submission(runs, jobs, states, left)
+
+
+def workers_wanted(config: Config, folder: SweepFolder, missing: int, queued: int) -> int:
+    """How many workers to start: a full set for missing runs, else as many as were lost while runs wait."""
+    slots = worker_slots(config.cluster, config.trainer.threads, config.device.kind)
+    lost = slots - len(live_jobs(folder))
+    return max(min(slots, missing), min(lost, queued))
+
+
+def _start(config: Config, folder: SweepFolder, runs: Sequence[str], queued: Sequence[str]) -> list[Path]:
+    return start_workers(
+        folder,
+        [*runs, *queued],
+        workers_wanted(config, folder, len(runs), len(queued)),
+        worker_slots(config.cluster, config.trainer.threads, config.device.kind),
+        threads=config.trainer.threads,
+        device=config.device.kind,
+        hours=config.cluster.timeout_hours,
+    )
+
+
+def open_run(folder: RunFolder, config: RunConfig) -> None:
+    """Make a run folder ready: a new one, or one whose config is checked and whose failure is forgotten."""
+    if folder.config_path.exists():
+        folder.read_config()
+    if not folder.attempts():  # once measured, a config is never changed
+        folder.write_config(config)
+    folder.forget_failure()
+    folder.cancel_path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _one_submitter(folder: SweepFolder) -> Iterator[None]:
+    folder_lock = Lock(folder.jobs)
+    deadline = time.monotonic() + LOCK_SECONDS
+    while not folder_lock.acquire():
+        if time.monotonic() > deadline:
+            raise MachineFault(
+                f"another isoflop has been submitting in {folder.path} for {LOCK_SECONDS:.0f} s; try again."
+            )
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        folder_lock.release()
+
+
+def _check_trainable(config: Config) -> None:
+    if config.data.source is Source.unspecified and config.trainer.command is None:
+        raise UserError(
+            "data.source=unspecified has no tokens to train on; choose data=python_source, data=tokens, "
+            "or an external trainer with trainer.command=."
+        )
+
+
+def _check_limits(config: Config, missing: Sequence[PlannedPoint]) -> None:
+    if config.confirm:
+        return
+    hours, price = sum(point.hours for point in missing), sum(point.price for point in missing)
+    for field, value, limit in (
+        ("device_hours", hours, config.limits.device_hours),
+        ("price", price, config.limits.price),
+    ):
+        if limit is not None and not value <= limit:
+            raise UserError(
+                f"limits.{field}={limit:g}, but the {len(missing)} points to submit are planned at {value:.4g}; "
+                "drop points, raise the limit, or add confirm=true."
+            )
+
+
+def _check_devices(config: Config, missing: Sequence[PlannedPoint]) -> None:
+    for point in missing:
+        if point.devices > 1 and config.trainer.command is None:
+            raise UserError(
+                f"device.memory_gb={config.device.memory_gb:g} cannot hold {point.point_id}, which needs "
+                f"{point.memory_gb:.3g} GB, and this trainer uses one device a run; choose a larger device=, "
+                "smaller sizes, or an external trainer with trainer.command=."
+            )
