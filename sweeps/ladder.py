@@ -9,7 +9,7 @@ from trainer.config import ModelConfig
 from trainer.errors import UserError
 from trainer.shape import Shape
 
-ASPECT_WEIGHT = 0.3
+ASPECT_WEIGHT = 0.5
 """What a factor e off the wanted aspect costs, against a factor e off the wanted size."""
 REACH = 1.6
 """A size further than this factor from every shape is off the ladder."""
@@ -67,14 +67,16 @@ def pick(shapes: Sequence[Shape], sizes: Sequence[float], model: ModelConfig) ->
     free = {shape: _log_misfit_terms(shape, model) for shape in shapes}
     taken = []
     for size in sizes:
-        best = min(free, key=lambda shape: abs(free[shape][0] - math.log(size)) + free[shape][1], default=None)
-        if best is None or abs(free[best][0] - math.log(size)) > math.log(REACH):
+        misfits = {shape: abs(log_size - math.log(size)) for shape, (log_size, _) in free.items()}
+        near = [shape for shape, misfit in misfits.items() if misfit <= math.log(REACH)]
+        if not near:
             raise UserError(
                 f"sweep.sizes: no shape that is not already taken lies near {size:.4g} non-embedding parameters; the "
                 f"ladder has {len(shapes)} shapes from {shapes[0].params_non_embedding:.4g} to "
                 f"{shapes[-1].params_non_embedding:.4g}; choose sizes inside it and further apart, or widen it "
                 "(model.width_step, model.aspect_spread, model.max_width)."
             )
+        best = min(near, key=lambda shape: misfits[shape] + free[shape][1])
         taken.append(best)
         del free[best]
     return taken

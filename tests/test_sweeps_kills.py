@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from trainer.runfolder import RunFolder
 
 RUN = [sys.executable, "-m", "sweeps.cli", "run", "sweep=smoke"]
 SMALL = [
-    "sweep.budgets=[2e10]",
+    "sweep.budgets=[4e10]",
     "sweep.sizes=3",
     "trainer.checkpoint_seconds=0.2",
     "limits.lost_attempts=1000",
@@ -42,15 +43,18 @@ def test_kill_anything_at_any_time(tmp_path: Path, whole: bool) -> None:
     calm, stormy = (SweepFolder.of(str(tmp_path / name), "smoke") for name in ("calm", "stormy"))
     subprocess.run([*RUN, f"root={calm.root}", *SMALL], check=True, capture_output=True, timeout=300)
     fate = random.Random(1)
-    for _ in range(60 if whole else 5):
+    for strike in range(60 if whole else 5):
         command = subprocess.Popen(
             [*RUN, f"root={stormy.root}", *SMALL], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        time.sleep(fate.uniform(2, 6))
+        while command.poll() is None and not any(holder(run.path) for run in stormy.runs()):
+            time.sleep(0.02)
+        time.sleep(fate.uniform(0, 1.5))
         workers = [who.pid for job in live_jobs(stormy) if (who := holder(job)) is not None]
-        for pid in fate.choice([[command.pid], workers, workers[:1], [command.pid, *workers]]):
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(fate.uniform(0, 1))
+        for pid in ([*workers, command.pid], [command.pid], workers, workers[:1])[strike % 4]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(fate.uniform(0, 0.5))
         command.kill()
         command.wait()
     subprocess.run([*RUN, f"root={stormy.root}", *SMALL], check=True, capture_output=True, timeout=300)
