@@ -111,8 +111,10 @@ def _predict(fit: StoredFit, name: str, approach: Mapping[str, Any], given: str,
         span = (float(laws["flops_range"][0]), float(laws["flops_range"][1]))
         point = _by_laws(six, span, given, value)
         replicas = None if many is None else _by_laws(many, span, given, value)
+    if name == "envelope" and replicas is not None:
+        replicas = {key: many for key, many in replicas.items() if key != "loss"}  # see approaches._envelope
     numbers = {
-        key: _estimate(float(point[key]), None if replicas is None else replicas[key], interval["level"])
+        key: _estimate(float(point[key]), None if replicas is None else replicas.get(key), interval["level"])
         for key in point
     }
     numbers[given] = Estimate(value=value)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from trainer.shape import Shape
 
-STATE_BYTES = 16
-"""Per parameter: fp32 master and two moments, bf16 weights and gradient (or fp32 of both and one less copy)."""
+STATE_BYTES = 20
+"""Per parameter: fp32 master, gradient and two moments; in bf16 the copy that computes and its gradient, in fp32 one
+more gradient."""
 ACTIVATION_BYTES = 34
 """Per token, layer and unit of width (Korthikanti et al. 2022, without the attention scores)."""
 SCORE_BYTES = 5
