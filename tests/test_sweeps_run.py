@@ -270,7 +270,13 @@ def test_ctrl_c_stops_the_workers_and_the_next_run_continues(folder: SweepFolder
     script = folder.root / "slow.sh"
     script.write_text(f'sleep 0.3; exec {sys.executable} -m trainer.examples.law_trainer "$1"\n')
     command = [*ISOFLOP, "run", *smoke(folder, f'trainer.command="sh {script} {{folder}}"')]
-    first = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    first = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background shells ignore it
+    )
     until(lambda: len(finals(folder)) >= 1)
     os.killpg(first.pid, signal.SIGINT)
     _, err = first.communicate(timeout=60)
