@@ -10,25 +10,12 @@ import numpy as np
 from analysis.bootstrap import percentile
 from analysis.config import FitConfig
 from analysis.envelope import Curves, fit_envelope, refit_envelope
+from analysis.fits import Cost, Floats, PowerLaws, Refused, Replicates
 from analysis.isoflop import fit_isoflop, refit_isoflop
 from analysis.optimum import exponents, fit_cost, optimum
 from analysis.parametric import fit_parametric, refit_parametric
 from analysis.powerlaw import optimum_of_laws
-from analysis.result import (
-    ConventionFit,
-    Conventions,
-    Cost,
-    Envelope,
-    Estimate,
-    Floats,
-    Isoflop,
-    Optimum,
-    Parametric,
-    PowerLaws,
-    Refused,
-    Replicates,
-    Rows,
-)
+from analysis.result import ConventionFit, Conventions, Envelope, Estimate, Isoflop, Optimum, Parametric, Rows
 
 
 def fit_approaches(
@@ -62,13 +49,6 @@ def stated_budgets(rows: Rows) -> Floats:
     return np.geomspace(rows.flops.min(), rows.flops.max(), 3 if np.ptp(rows.flops) > 0 else 1)
 
 
-def laws_optimum(laws: Floats, flops_range: tuple[float, float], flops: Floats) -> tuple[Floats, Floats, Floats]:
-    """N*, D*, L* of power laws (..., 6) at ``flops`` (m,); L* has no irreducible term, so it is NaN out of range."""
-    n, d, loss = optimum_of_laws(laws, flops)
-    inside = (flops >= flops_range[0] / 1.05) & (flops <= flops_range[1] * 1.05)
-    return n, d, np.where(inside, loss, np.nan)
-
-
 def _parametric(rows: Rows, weights: Floats, cost: Cost, config: FitConfig) -> Parametric | Refused:
     fit = fit_parametric(rows.params, rows.tokens, rows.loss, delta=config.delta, starts=config.starts)
     if isinstance(fit, Refused):
@@ -100,8 +80,10 @@ def _isoflop(rows: Rows, weights: Floats, config: FitConfig) -> Isoflop | Refuse
     fit = fit_isoflop(rows.params, rows.tokens, rows.flops, rows.loss, rows.budget, window=config.window)
     if isinstance(fit, Refused):
         return fit
-    values = refit_isoflop(rows.params, rows.tokens, rows.loss, weights, fit)
-    return Isoflop(fit=fit, **_common(fit.laws, values, rows, config))
+    values, found = refit_isoflop(rows.params, rows.tokens, rows.loss, weights, fit)
+    shares = 1 - found.mean(axis=0) if len(found) else ()
+    lost = {parabola.budget: float(share) for parabola, share in zip(fit.accepted, shares, strict=bool(len(found)))}
+    return Isoflop(fit=fit, lost=lost, **_common(fit.laws, values, rows, config))
 
 
 def _envelope(rows: Rows, curves: Curves, weights: Floats, config: FitConfig) -> Envelope | Refused:
@@ -121,7 +103,7 @@ def _common(laws: PowerLaws, values: Floats, rows: Rows, config: FitConfig) -> d
     """What Approaches 1 and 2 share: exponents, optima and replicates from power laws."""
     good = np.isfinite(values).all(axis=1)
     kept, budgets = values[good], stated_budgets(rows)
-    point, many = (laws_optimum(one, laws.flops_range, budgets) for one in (laws.array(), kept))
+    point, many = (optimum_of_laws(one[..., None, :], laws.flops_range, budgets) for one in (laws.array(), kept))
     return {
         "a": percentile(kept[:, 1], laws.params.exponent, config.level),
         "b": percentile(kept[:, 3], laws.tokens.exponent, config.level),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.bootstrap import resample
+from analysis.bootstrap import LEAST_REPLICATES, groups_drawn, resample
 from analysis.config import FitConfig
+from analysis.fits import Bools, Floats, Refused, loss_of_laws
 from analysis.parametric import fit_parametric, refit_parametric
-from analysis.result import Backtest, Bools, Floats, Refused, Rows
+from analysis.result import Backtest, Rows
 
 
 def backtest(rows: Rows, config: FitConfig) -> Backtest | Refused:
@@ -23,12 +24,16 @@ def backtest(rows: Rows, config: FitConfig) -> Backtest | Refused:
     )
     if isinstance(fit, Refused):
         return Refused(reason=f"without the largest budget Approach 3 has too little to go on: {fit.reason}")
-    if config.replicates < 20:
-        return Refused(reason=f"{config.replicates} replicates are too few for intervals; 20 or more are needed.")
+    if config.replicates < LEAST_REPLICATES:
+        least = f"{LEAST_REPLICATES} or more are needed"
+        return Refused(reason=f"{config.replicates} replicates are too few for intervals; {least}.")
     measured, predicted = rows.loss[held], fit.loss(rows.params[held], rows.tokens[held])
-    weights = resample(rows.budget[kept], config.resample, config.replicates, config.seed)
+    weights = resample(groups_drawn(rows, config.resample)[kept], config.resample, config.replicates, config.seed)
     theta, good = refit_parametric(rows.params[kept], rows.tokens[kept], rows.loss[kept], weights, fit)
-    lines = _losses(theta[good], rows.params[held], rows.tokens[held])
+    if good.sum() < LEAST_REPLICATES:
+        found = f"only {good.sum()} of {len(good)} replicates gave a fit"
+        return Refused(reason=f"{found} without the largest budget; intervals need {LEAST_REPLICATES}.")
+    lines = loss_of_laws(theta[good][:, None], np.log(rows.params[held]), np.log(rows.tokens[held]))
     freedom = np.sqrt(kept.sum() / max(1, kept.sum() - 5))
     scatter = np.random.default_rng(config.seed).choice(fit.residuals * freedom, size=lines.shape)
     tails = [(1 - config.level) / 2, (1 + config.level) / 2]
@@ -52,12 +57,6 @@ def backtest(rows: Rows, config: FitConfig) -> Backtest | Refused:
 def _held_out(rows: Rows) -> Bools:
     top = rows.budget == rows.budget.max()
     return top if top.sum() >= 3 else rows.flops >= np.quantile(rows.flops, 0.75)
-
-
-def _losses(theta: Floats, params: Floats, tokens: Floats) -> Floats:
-    """(replicates, rows): the losses each replicate foretells."""
-    log_a, log_b, log_e, alpha, beta = (theta[:, i : i + 1] for i in range(5))
-    return np.exp(log_e) + np.exp(log_a - alpha * np.log(params)) + np.exp(log_b - beta * np.log(tokens))
 
 
 def _covered(interval: Floats, measured: Floats) -> float:

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.config import Resample
-from analysis.result import Estimate, Floats, Ints
+from analysis.fits import Floats, Ints
+from analysis.result import Estimate, Rows
 
 METHODS = {
     Resample.budgets: "bootstrap: points drawn within each budget of 4 or more, other points as one group; percentiles",
@@ -19,6 +20,8 @@ METHODS = {
     Resample.clusters: "bootstrap: clusters of points drawn; percentiles",
 }
 LEAST_STRATUM = 4
+LEAST_REPLICATES = 20
+"""Fewer give no interval."""
 
 
 def resample(groups: npt.NDArray[np.generic], how: Resample, replicates: int, seed: int) -> Floats:
@@ -45,10 +48,15 @@ def resample(groups: npt.NDArray[np.generic], how: Resample, replicates: int, se
     return out
 
 
+def groups_drawn(rows: Rows, how: Resample) -> npt.NDArray[np.generic]:
+    """(n,): each row's cluster where clusters are drawn, else its budget: the ``groups`` of :func:`resample`."""
+    return np.array(rows.cluster_id) if how is Resample.clusters else rows.budget
+
+
 def percentile(values: Floats, point: float | None, level: float) -> Estimate:
     """``point`` with the central ``level`` interval of the replicates ``values`` (m,); too few of them give none."""
     values = values[np.isfinite(values)]
-    if len(values) < 20:
+    if len(values) < LEAST_REPLICATES:
         return Estimate(value=point)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value=point, low=float(low), high=float(high))

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from analysis import views
+from analysis.fits import Floats
 from analysis.page import definitions
-from analysis.result import Approach, Envelope, FitResult, Floats, Isoflop, Parametric
+from analysis.result import Approach, Envelope, FitResult, Isoflop, Parametric
 from analysis.text import count_text, flops_text
 from analysis.views import number_of
 
@@ -23,7 +24,7 @@ FLOPS = {
     "chinchilla": "as in appendix F of Hoffmann et al. 2022",
     "logged": "as the source gives them",
 }
-DESCRIBED = ("sweep", "corpus", "schedule", "seed", "batch", "lr", "unique_tokens")
+DESCRIBED = ("sweep", "corpus", "schedule", "seed", "batch", "lr", "unique_tokens", "loss_std")
 """Columns of the points table that the card sums up, where they hold something."""
 
 

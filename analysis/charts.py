@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from analysis import views
+from analysis.fits import Floats, Ints
 from analysis.laws import Law
-from analysis.result import Backtest, ConventionFit, Conventions, Envelope, Floats, Ints, Isoflop, Parametric
+from analysis.result import Backtest, ConventionFit, Conventions, Envelope, Isoflop, Parametric
 from analysis.text import count_text, flops_text
 
 if TYPE_CHECKING:

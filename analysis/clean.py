@@ -16,6 +16,8 @@ from trainer.shape import ParamCount
 PARAMS = {ParamCount.total: "params_total", ParamCount.non_embedding: "params_non_embedding"}
 FLOPS = {"matmul": "flops_matmul", "logged": "flops_logged", "6nd": "flops_6nd", "chinchilla": "flops_chinchilla"}
 """C conventions, in the order that ``auto`` prefers them."""
+SPELLINGS = {"sixnd": "6nd"}
+"""How config groups write a convention, which read closed choices by name."""
 
 
 def keep_where(tables: Tables, where: str | None) -> Tables:
@@ -108,7 +110,7 @@ def params_conventions(points: pd.DataFrame, first: ParamCount) -> list[ParamCou
 
 
 def flops_convention(points: pd.DataFrame, wanted: str) -> str:
-    """A key of ``FLOPS``: ``wanted``, or for ``auto`` the first that most rows have.
+    """A key of ``FLOPS``: ``wanted``, or for ``auto`` the one that most rows have, of equals the first.
 
     Raises
     ------
@@ -118,6 +120,7 @@ def flops_convention(points: pd.DataFrame, wanted: str) -> str:
     if wanted == "auto":
         filled = {name: int((points[column] > 0).sum()) for name, column in FLOPS.items()}
         return max(filled, key=lambda name: filled[name])
+    wanted = SPELLINGS.get(wanted, wanted)
     if wanted not in FLOPS:
         raise UserError(f"fit.flops={wanted} is not a way to count FLOPs; choose auto, {', '.join(FLOPS)}.")
     return wanted

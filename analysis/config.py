@@ -23,7 +23,8 @@ class FitConfig:
     params: ParamCount = ParamCount.total
     """The N convention that stands first; every convention the rows carry is fitted besides."""
     flops: str = "auto"
-    """The C convention: matmul, logged, 6nd, chinchilla; auto takes the first of these that every row has."""
+    """The C convention: matmul, logged, sixnd (or 6nd), chinchilla; auto takes the one that most rows have, of equals
+    the first of these, and rows without it are left out."""
     level: float = 0.95
     """Of the intervals."""
     replicates: int = 1000

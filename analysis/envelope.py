@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.fits import Bools, EnvelopeFit, Floats, Ints, Refused
 from analysis.powerlaw import power_laws, to_laws
-from analysis.result import Bools, EnvelopeFit, Floats, Ints, Refused
 
 GRID = 1500
 GRID_RESAMPLED = 300

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from analysis import views
+from analysis.fits import Floats
 from analysis.laws import Law
-from analysis.result import ConventionFit, Envelope, FitResult, Floats, Isoflop, Parametric
-from analysis.text import count_text, flops_text
+from analysis.result import ConventionFit, Envelope, FitResult, Isoflop, Parametric
+from analysis.text import count_text, estimate_text, flops_text
 from trainer.files import disk_faults, write_whole
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _frontier(fit: ConventionFit, level: float, laws: Sequence[Law]) -> Figure:
     for which, axes in enumerate(panels):
         for name, approach in views.fitted(fit).items():
             exponent = (approach.a, approach.b)[which]
-            label = f"{views.TITLES[name]}: {'ab'[which]} = {views.estimate_text(exponent)}"
+            label = f"{views.TITLES[name]}: {'ab'[which]} = {estimate_text(exponent)}"
             _band(axes, views.frontier(fit, approach, flops, level)[which], name, label)
         for i, law in enumerate(laws):
             label = f"{views.law_label(law, fit.conventions)}: {'ab'[which]} = {(law.a, law.b)[which]:.3f}"
@@ -269,7 +270,7 @@ def _two_laws(
         axes.scatter(flops, found[which], c=colour, s=size, linewidths=0, zorder=3)
         _band(axes, views.frontier(fit, approach, span, level)[which], name)
         _law_axes(axes, fit, which)
-        axes.set_title(f"{'ab'[which]} = {views.estimate_text((approach.a, approach.b)[which])}")
+        axes.set_title(f"{'ab'[which]} = {estimate_text((approach.a, approach.b)[which])}")
 
 
 def _band(axes: Axes, frontier: views.Frontier, name: str, label: str = "") -> None:

@@ -9,13 +9,14 @@ import pandas as pd
 
 from analysis.approaches import fit_approaches
 from analysis.backtest import backtest
-from analysis.bootstrap import METHODS, resample
+from analysis.bootstrap import METHODS, groups_drawn, resample
 from analysis.clean import FLOPS, PARAMS, clean, flops_convention, params_conventions
-from analysis.config import FitConfig, Resample
+from analysis.config import FitConfig
 from analysis.envelope import Curves
+from analysis.fits import Floats
 from analysis.isoflop import group_budgets
-from analysis.result import Conventions, FitResult, Floats, Interval, Rows
-from analysis.tables import Tables
+from analysis.result import Conventions, FitResult, Interval, Rows
+from analysis.tables import Tables, loss_column
 from analysis.warn import warnings
 from trainer.errors import UserError
 
@@ -45,18 +46,18 @@ def fit_tables(tables: Tables, config: FitConfig, group: Mapping[str, str] | Non
         raise UserError(_nothing(cleaned))
     budget = group_budgets(points[FLOPS[flops]].to_numpy(copy=True), config.budget_gap)
     counts = [count for count in params_conventions(points, first) if (points[PARAMS[count]] > 0).all()]
-    groups = points["cluster_id"].to_numpy(dtype=str) if config.resample is Resample.clusters else budget
-    weights = resample(groups, config.resample, config.replicates, config.seed)
+    rows = [_rows(points, PARAMS[count], FLOPS[flops], budget) for count in counts]
+    weights = resample(groups_drawn(rows[0], config.resample), config.resample, config.replicates, config.seed)
     curves, note = _decayed(cleaned)
     fits = tuple(
         fit_approaches(
-            _rows(points, PARAMS[count], FLOPS[flops], budget),
+            under,
             _curves(curves, points, PARAMS[count], FLOPS[flops]),
             weights,
             Conventions(params=count.value, flops=flops, loss=_loss_unit(points)),
             config,
         )
-        for count in counts
+        for count, under in zip(counts, rows, strict=True)
     )
     return FitResult(
         source=tables.source,
@@ -123,20 +124,17 @@ def _rows(points: pd.DataFrame, params: str, flops: str, budget: Floats) -> Rows
 
 
 def _decayed(tables: Tables) -> tuple[pd.DataFrame, list[str]]:
-    """Curves of the used runs with one column ``loss``: validation where every run measured it, else training."""
+    """Curves of the used runs with one column ``loss``, and a note where it is not the validation's."""
     used = tables.curves[tables.curves["run_id"].isin(tables.points["run_id"])]
     columns = ["run_id", "tokens", "progress", "loss"]
     if used.empty:
         return pd.DataFrame({name: [] for name in columns}), []
-    runs = used["run_id"].nunique()
-    measured = used[np.isfinite(used["val_loss"]) & (used["val_loss"] > 0)]
-    if (measured.groupby("run_id").size() >= 2).sum() == runs:
-        curves = measured.assign(loss=measured["val_loss"])
-        ends = tables.points[tables.points["run_id"].isin(curves["run_id"])].assign(progress=1.0)
-        return pd.concat([curves[columns], ends[columns]], ignore_index=True), []
-    curves = used[np.isfinite(used["train_loss"]) & (used["train_loss"] > 0)]
-    note = "Approach 1 uses training losses: not every run has two or more validation losses."
-    return curves.assign(loss=curves["train_loss"])[columns], [note]
+    column = loss_column(used)
+    curves = used[np.isfinite(used[column]) & (used[column] > 0)].assign(loss=lambda rows: rows[column])[columns]
+    if column == "train_loss":
+        return curves, ["Approach 1 uses training losses: not every run has two or more validation losses."]
+    ends = tables.points[tables.points["run_id"].isin(curves["run_id"])].assign(progress=1.0)
+    return pd.concat([curves, ends[columns]], ignore_index=True), []
 
 
 def _curves(curves: pd.DataFrame, points: pd.DataFrame, params: str, flops: str) -> Curves:

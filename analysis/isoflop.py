@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from analysis.fits import Bools, Floats, Ints, IsoflopFit, Parabola, Refused
 from analysis.powerlaw import power_laws, to_laws
-from analysis.result import Floats, Ints, IsoflopFit, Parabola, Refused
 
 LEAST_SIZES = 4
 LEAST_SIZES_RESAMPLED = 3  # a resample of a valley with few sizes rarely keeps four of them
@@ -64,7 +64,9 @@ def fit_isoflop(
     return IsoflopFit(parabolas=parabolas, laws=laws)
 
 
-def refit_isoflop(params: Floats, tokens: Floats, loss: Floats, weights: Floats, fit: IsoflopFit) -> Floats:
+def refit_isoflop(
+    params: Floats, tokens: Floats, loss: Floats, weights: Floats, fit: IsoflopFit
+) -> tuple[Floats, Bools]:
     """Fit again under other row weights: the bootstrap.
 
     Parameters
@@ -74,7 +76,10 @@ def refit_isoflop(params: Floats, tokens: Floats, loss: Floats, weights: Floats,
 
     Returns
     -------
-    (replicates, 6), rows as ``PowerLaws.array()``; NaN where fewer than two budgets keep a usable parabola.
+    values
+        (replicates, 6), rows as ``PowerLaws.array()``; NaN where fewer than two budgets keep a usable parabola.
+    found
+        (replicates, accepted budgets): whether the budget kept one; the laws go through those that did.
     """
     accepted = fit.accepted
     shape = (len(weights), len(accepted))
@@ -91,7 +96,8 @@ def refit_isoflop(params: Floats, tokens: Floats, loss: Floats, weights: Floats,
             log_d[:, i] = _log_tokens(log_n[:, i], params[rows], tokens[rows])
             log_loss[:, i] = np.where(good, np.log(np.where(good, lowest, 1.0)), np.nan)
     log_flops = np.log([parabola.budget for parabola in accepted])
-    return power_laws(log_flops, log_n, log_d, log_loss, np.isfinite(log_n))
+    found = np.isfinite(log_n)
+    return power_laws(log_flops, log_n, log_d, log_loss, found), found
 
 
 def _width(flops: Floats) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,13 @@ class Optimal:
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """A law and what N, C and L mean in it; C = 6 N D wherever an optimum is asked for."""
+    """A law and what N, C and L mean in it; its optima are those for C = 6 N D.
+
+    Raises
+    ------
+    UserError
+        If an optimum is asked for so far out that floating-point numbers do not hold it.
+    """
 
     name: str
     E: float
@@ -49,8 +56,13 @@ class Law:
         Raises
         ------
         UserError
-            If A, B, alpha or beta is not positive, or E is negative.
+            If A, B, alpha or beta is not positive, E is negative, or C is counted otherwise than as 6 N D.
         """
+        if self.flops is not FlopCount.sixnd:
+            raise UserError(
+                f"law.flops={self.flops.name}: a law's optima are those for C = 6 N D, so law.flops must be sixnd; "
+                "fit with fit.flops=sixnd and give that law, or predict from the fit itself with path=."
+            )
         for name in ("E", "A", "B", "alpha", "beta"):
             value = getattr(self, name)
             allowed = math.isfinite(value) and (value > 0 or (name == "E" and value == 0))
@@ -105,21 +117,30 @@ class Law:
     def at_flops(self, flops: float) -> Optimal:
         """N*, D* and L* at a budget of ``flops`` = 6 N D."""
         log_n = (self._balance + self.beta * math.log(flops / 6)) / (self.alpha + self.beta)
-        return self._optimal(log_n, math.log(flops / 6) - log_n)
+        return self._optimal(f"flops={flops:g}", log_n, math.log(flops / 6) - log_n)
 
     def at_params(self, params: float) -> Optimal:
         """The budget at which ``params`` is optimal, and its D*."""
         log_n = math.log(params)
-        return self._optimal(log_n, (self.alpha * log_n - self._balance) / self.beta)
+        return self._optimal(f"params={params:g}", log_n, (self.alpha * log_n - self._balance) / self.beta)
 
     def at_tokens(self, tokens: float) -> Optimal:
         """The budget at which ``tokens`` is optimal, and its N*."""
         log_d = math.log(tokens)
-        return self._optimal((self._balance + self.beta * log_d) / self.alpha, log_d)
+        return self._optimal(f"tokens={tokens:g}", (self._balance + self.beta * log_d) / self.alpha, log_d)
 
-    def _optimal(self, log_n: float, log_d: float) -> Optimal:
-        params, tokens = math.exp(log_n), math.exp(log_d)
-        return Optimal(flops=6 * params * tokens, params=params, tokens=tokens, loss=self.loss(params, tokens))
+    def _optimal(self, asked: str, log_n: float, log_d: float) -> Optimal:
+        try:
+            params, tokens = math.exp(log_n), math.exp(log_d)
+            at = Optimal(flops=6 * params * tokens, params=params, tokens=tokens, loss=self.loss(params, tokens))
+        except ArithmeticError:
+            at = None
+        if at is None or not all(0 < number < math.inf for number in astuple(at)):
+            raise UserError(
+                f"{asked}: the optimum of law={self.name} there, N = 1e{log_n / math.log(10):.0f} and "
+                f"D = 1e{log_d / math.log(10):.0f}, lies beyond what floating-point numbers hold; ask nearer to 1e18."
+            )
+        return at
 
 
 def find_law(name: str, folders: Sequence[Path] = ()) -> Law:
@@ -128,7 +149,7 @@ def find_law(name: str, folders: Sequence[Path] = ()) -> Law:
     Raises
     ------
     UserError
-        If there is none of that name; the sentence lists those there are.
+        If there is none of that name (the sentence lists those there are), or its file holds what no law has.
     """
     for folder in _law_folders(folders):
         path = folder / f"{name}.yaml"
@@ -138,9 +159,15 @@ def find_law(name: str, folders: Sequence[Path] = ()) -> Law:
             given = {key: value for key, value in raw.items() if key in known}
             for key, kind in (("params", ParamCount), ("flops", FlopCount)):
                 if key in given:
-                    given[key] = kind[given[key]]  # by name, as Hydra reads it
+                    given[key] = kind[_known(kind, given[key], f"{path}: {key}")]  # by name, as Hydra reads it
             return Law.from_config(LawConfig(**given))
     raise UserError(f"law={name} is not known; choose one of {', '.join(known_laws(folders))}.")
+
+
+def _known(kind: type[StrEnum], given: object, where: str) -> str:
+    if given not in kind.__members__:
+        raise UserError(f"{where}={given} is not known; choose one of {', '.join(kind.__members__)}.")
+    return str(given)
 
 
 def known_laws(folders: Sequence[Path] = ()) -> list[str]:

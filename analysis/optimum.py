@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from analysis.result import Cost, Floats
+from analysis.fits import Cost, Floats, loss_of_laws
 
 
 def exponents(theta: Floats, cost: Cost) -> tuple[Floats, Floats]:
@@ -21,29 +21,28 @@ def exponents(theta: Floats, cost: Cost) -> tuple[Floats, Floats]:
 
 def optimum(theta: Floats, cost: Cost, flops: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
     """N*, D* and L* at ``flops``."""
-    log_a, log_b, log_e, alpha, beta, log_c = _aligned(theta, flops)
+    theta, log_c = _aligned(theta, flops)
+    alpha, beta, balance = _balance(theta, cost)
     g, log_k = cost.exponent, np.log(cost.coefficient)
-    balance = log_a - log_b + np.log(alpha) - np.log(g * beta)
     log_n = (balance + beta * (log_c - log_k)) / (alpha + g * beta)
-    return _at(log_a, log_b, log_e, alpha, beta, log_n, log_c - log_k - g * log_n)
+    log_d = log_c - log_k - g * log_n
+    return np.exp(log_n), np.exp(log_d), loss_of_laws(theta, log_n, log_d)
 
 
 def optimum_for_params(theta: Floats, cost: Cost, params: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
     """C, D* and L* of the budget at which ``params`` is optimal."""
-    log_a, log_b, log_e, alpha, beta, log_n = _aligned(theta, params)
-    balance = log_a - log_b + np.log(alpha) - np.log(cost.exponent * beta)
+    theta, log_n = _aligned(theta, params)
+    alpha, beta, balance = _balance(theta, cost)
     log_d = (alpha * log_n - balance) / beta
-    _, d, loss = _at(log_a, log_b, log_e, alpha, beta, log_n, log_d)
-    return np.exp(np.log(cost.coefficient) + cost.exponent * log_n + log_d), d, loss
+    return _flops(cost, log_n, log_d), np.exp(log_d), loss_of_laws(theta, log_n, log_d)
 
 
 def optimum_for_tokens(theta: Floats, cost: Cost, tokens: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
     """C, N* and L* of the budget at which ``tokens`` is optimal."""
-    log_a, log_b, log_e, alpha, beta, log_d = _aligned(theta, tokens)
-    balance = log_a - log_b + np.log(alpha) - np.log(cost.exponent * beta)
+    theta, log_d = _aligned(theta, tokens)
+    alpha, beta, balance = _balance(theta, cost)
     log_n = (balance + beta * log_d) / alpha
-    n, _, loss = _at(log_a, log_b, log_e, alpha, beta, log_n, log_d)
-    return np.exp(np.log(cost.coefficient) + cost.exponent * log_n + log_d), n, loss
+    return _flops(cost, log_n, log_d), np.exp(log_n), loss_of_laws(theta, log_n, log_d)
 
 
 def fit_cost(params: Floats, tokens: Floats, flops: Floats) -> Cost:
@@ -60,15 +59,17 @@ def fit_cost(params: Floats, tokens: Floats, flops: Floats) -> Cost:
     return Cost(coefficient=float(np.exp(level)), exponent=exponent, spread=spread)
 
 
-def _aligned(theta: Floats, argument: npt.ArrayLike) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:
-    """The law's five numbers, with axes added for ``argument``, and log ``argument``."""
+def _aligned(theta: Floats, argument: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """``theta`` with axes added for ``argument``, and log ``argument``."""
     log = np.log(np.asarray(argument, dtype=np.float64))
-    a, b, e, alpha, beta = (theta[..., i].reshape(theta.shape[:-1] + (1,) * log.ndim) for i in range(5))
-    return a, b, e, alpha, beta, log
+    return theta.reshape(theta.shape[:-1] + (1,) * log.ndim + theta.shape[-1:]), log
 
 
-def _at(
-    log_a: Floats, log_b: Floats, log_e: Floats, alpha: Floats, beta: Floats, log_n: Floats, log_d: Floats
-) -> tuple[Floats, Floats, Floats]:
-    loss = np.exp(log_e) + np.exp(log_a - alpha * log_n) + np.exp(log_b - beta * log_d)
-    return np.exp(log_n), np.exp(log_d), loss
+def _balance(theta: Floats, cost: Cost) -> tuple[Floats, Floats, Floats]:
+    """Alpha, beta, and what alpha log N - beta log D is at an optimum."""
+    log_a, log_b, _, alpha, beta = np.moveaxis(theta, -1, 0)
+    return alpha, beta, log_a - log_b + np.log(alpha) - np.log(cost.exponent * beta)
+
+
+def _flops(cost: Cost, log_n: Floats, log_d: Floats) -> Floats:
+    return np.asarray(np.exp(np.log(cost.coefficient) + cost.exponent * log_n + log_d))

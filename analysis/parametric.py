@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.result import Bools, Certificate, Floats, ParametricFit, Refused
+from analysis.fits import Bools, Certificate, Floats, ParametricFit, Refused
 
 NAMES = ("A", "B", "E", "alpha", "beta")
 GRID = np.geomspace(0.03, 1.5, 24)

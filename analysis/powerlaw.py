@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.result import Bools, Floats, PowerLaw, PowerLaws
+from analysis.fits import Bools, Floats, PowerLaw, PowerLaws
 
 
 def lines(x: Floats, y: Floats, used: Bools) -> tuple[Floats, Floats]:
@@ -48,8 +48,13 @@ def to_laws(values: Floats, flops_range: tuple[float, float]) -> PowerLaws:
     return PowerLaws(params=params, tokens=tokens, loss=loss, flops_range=flops_range)
 
 
-def optimum_of_laws(values: Floats, flops: Floats) -> tuple[Floats, Floats, Floats]:
-    """N*, D*, L* at ``flops`` (m,) for ``values`` (..., 6): each (..., m)."""
-    log_c = np.log(flops)
-    n, d, loss = (np.exp(values[..., i, None] + values[..., i + 1, None] * log_c) for i in (0, 2, 4))
-    return n, d, loss
+def optimum_of_laws(values: Floats, flops_range: tuple[float, float], flops: Floats) -> tuple[Floats, Floats, Floats]:
+    """N*, D*, L* at ``flops`` for ``values`` (..., 6): the leading axes broadcast with ``flops``.
+
+    L* has no irreducible term, so it is NaN out of ``flops_range``, whose ends may be missed by 5 %.
+    """
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # what is not finite is not known
+        log_c = np.log(flops)
+        n, d, loss = (np.exp(values[..., i] + values[..., i + 1] * log_c) for i in (0, 2, 4))
+    inside = (flops >= flops_range[0] / 1.05) & (flops <= flops_range[1] * 1.05)
+    return n, d, np.where(inside, loss, np.nan)

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from analysis.bootstrap import percentile
+from analysis.fits import Cost, Floats
 from analysis.laws import Law
 from analysis.optimum import optimum, optimum_for_params, optimum_for_tokens
-from analysis.result import APPROACHES, Conventions, Cost, Estimate, Floats
+from analysis.powerlaw import optimum_of_laws
+from analysis.result import APPROACHES, Conventions, Estimate
 from analysis.store import StoredFit, read_fit
 from trainer.errors import UserError
 
@@ -143,17 +145,13 @@ def _by_surface(theta: Floats, cost: Cost, given: str, value: float) -> dict[str
 
 def _by_laws(laws: Floats, span: tuple[float, float], given: str, value: float) -> dict[str, Floats]:
     """C, N, D and L from the power laws of Approach 1 or 2, which are inverted for N or D."""
-    if given == "flops":
-        log_c = np.full(laws.shape[:-1], np.log(value))
-    else:
-        i = 0 if given == "params" else 2
-        with np.errstate(divide="ignore", invalid="ignore"):
-            log_c = np.where(laws[..., i + 1] > 0, (np.log(value) - laws[..., i]) / laws[..., i + 1], np.nan)
-    with np.errstate(over="ignore", invalid="ignore"):
-        n, d, loss = (np.exp(laws[..., i] + laws[..., i + 1] * log_c) for i in (0, 2, 4))
-        c = np.exp(log_c)
-    inside = (c >= span[0] / 1.05) & (c <= span[1] * 1.05)
-    return {"flops": c, "params": n, "tokens": d, "loss": np.where(inside, loss, np.nan)}
+    c = np.full(laws.shape[:-1], value)
+    if given != "flops":
+        level, exponent = laws[..., 0 if given == "params" else 2], laws[..., 1 if given == "params" else 3]
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            c = np.where(exponent > 0, np.exp((np.log(value) - level) / exponent), np.nan)
+    n, d, loss = optimum_of_laws(laws, span, c)
+    return {"flops": c, "params": n, "tokens": d, "loss": loss}
 
 
 def _estimate(point: float, replicas: Floats | None, level: float) -> Estimate:

@@ -10,21 +10,12 @@ import pandas as pd
 
 from analysis import charts, views
 from analysis.card import fit_card
+from analysis.fits import Parabola, Refused
 from analysis.laws import Law
 from analysis.page import Page, note, paragraph, subheading, table
-from analysis.result import (
-    ConventionFit,
-    Envelope,
-    Estimate,
-    FitResult,
-    Isoflop,
-    Optimum,
-    Parabola,
-    Parametric,
-    Refused,
-)
-from analysis.text import count_text, flops_text
-from analysis.views import estimate_text, interval_text, number_of
+from analysis.result import ConventionFit, Envelope, Estimate, FitResult, Isoflop, Optimum, Parametric
+from analysis.text import SHORT_TITLES, count_text, estimate_text, flops_text
+from analysis.views import interval_text, number_of
 from trainer.files import write_whole
 
 MOST_ROWS = 1000
@@ -93,7 +84,7 @@ def _headline(page: Page, fit: FitResult) -> None:
     for each in fit.by_convention:
         counts, unit = views.COUNTS.get(each.conventions.params, each.conventions.params), each.conventions.loss
         parts.append(subheading(f"N counts {counts} parameters"))
-        exponents = [(views.SHORT_TITLES[name], *_exponents(approach)) for name, approach in each.approaches.items()]
+        exponents = [(SHORT_TITLES[name], *_exponents(approach)) for name, approach in each.approaches.items()]
         parts.append(table(("Approach", "a", "b"), exponents, "lrr"))
         optima = [row for name, approach in views.fitted(each).items() for row in _optima(name, approach.optima)]
         if optima:
@@ -119,7 +110,7 @@ def _optima(name: str, optima: Sequence[Optimum]) -> list[tuple[float, tuple[str
             at.budget,
             (
                 flops_text(at.budget),
-                views.SHORT_TITLES[name],
+                SHORT_TITLES[name],
                 estimate_text(at.n_opt, count_text),
                 estimate_text(at.d_opt, count_text),
                 ratio(at.n_opt, at.d_opt),

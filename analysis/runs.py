@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from analysis.result import Exclusion
-from analysis.tables import CURVE_COLUMNS, POINT_COLUMNS, Tables, complete_curves, complete_points
+from analysis.tables import AXIS, CURVE_COLUMNS, POINT_COLUMNS, Tables, complete_curves, complete_points
 from trainer.errors import UserError
 from trainer.recipe import check_schema
-from trainer.runfolder import RunConfig, RunFolder
+from trainer.runfolder import RunConfig, RunFolder, final_record
 
 
 def read_runs(root: Path, sweeps: Sequence[str]) -> Tables:
@@ -60,7 +61,7 @@ def read_run(folder: RunFolder) -> tuple[list[dict[str, Any]], pd.DataFrame, lis
         for point in config.recipe.point_ids
         if point not in records
     ]
-    points = [_point(record) for record in records.values()]
+    points = [_point(_completed(config, record)) for record in records.values()]
     return points, _curve(folder, config) if points else pd.DataFrame({"run_id": []}), missing
 
 
@@ -76,13 +77,30 @@ def _folders(root: Path, sweep: str) -> list[RunFolder]:
     return [RunFolder(each) for each in folders]
 
 
+def _completed(config: RunConfig, record: dict[str, Any]) -> dict[str, Any]:
+    """A final record with what follows from the config, which other people's trainers need not write."""
+    tokens = record.get("tokens")
+    known = final_record(
+        config,
+        point_id=record["point_id"],
+        tokens=tokens if isinstance(tokens, int) else 0,
+        loss=record.get("loss"),
+        verdict=record["verdict"],
+    )
+    return known | record
+
+
 def _point(record: dict[str, Any]) -> dict[str, Any]:
     """A final record as a row: the axes become columns of their own, flags one text."""
     row = {name: record[name] for name in POINT_COLUMNS if name in record}
     row["flags"] = ";".join(map(str, record.get("flags") or ()))
     axes = record.get("axes")
-    further = {str(name): value for name, value in axes.items()} if isinstance(axes, dict) else {}
-    return row | {name: value for name, value in further.items() if name not in POINT_COLUMNS}
+    return row | {f"{AXIS}{key}": _scalar(value) for key, value in (axes if isinstance(axes, dict) else {}).items()}
+
+
+def _scalar(value: Any) -> Any:
+    """A list or a mapping as text, by which rows can be grouped."""
+    return value if value is None or isinstance(value, int | float | str) else json.dumps(value)
 
 
 def _curve(folder: RunFolder, config: RunConfig) -> pd.DataFrame:

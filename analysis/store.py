@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.result import FIT_SCHEMA, Approach, FitResult, Floats
+from analysis.fits import Floats
+from analysis.result import FIT_SCHEMA, Approach, FitResult
 from trainer.errors import UserError
 from trainer.files import write_json, write_whole
 

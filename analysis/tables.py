@@ -15,6 +15,8 @@ import pandas as pd
 from analysis.result import Exclusion
 
 NUMBER, TEXT = "number", "text"
+AXIS = "axis."
+"""What the columns of a sweep's axes begin with: ``axis.optim.lr``."""
 
 POINT_COLUMNS: dict[str, str] = {
     "run_id": TEXT,
@@ -92,6 +94,13 @@ def numbers(column: pd.Series) -> np.ndarray:
     if column.dtype.kind in "iuf":
         return column.to_numpy(dtype=np.float64, copy=True)
     return np.array([_number(value) for value in column], dtype=np.float64)
+
+
+def loss_column(curves: pd.DataFrame) -> str:
+    """Which losses of some runs' curves compare: validation where every run measured two or more, else training."""
+    measured = curves[np.isfinite(curves["val_loss"]) & (curves["val_loss"] > 0)]
+    every = (measured.groupby("run_id").size() >= 2).sum() == curves["run_id"].nunique()
+    return "val_loss" if every else "train_loss"
 
 
 def _number(value: object) -> float:

@@ -1,8 +1,16 @@
-"""Counts and FLOPs for reading, the same in tables, figures, report and terminal."""
+"""Counts, FLOPs and estimates for reading, the same in tables, figures, report and terminal."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from analysis.result import Estimate  # for its type alone: plans and status show counts and do without pandas
+
+SHORT_TITLES = {"envelope": "1 envelope", "isoflop": "2 isoFLOP", "parametric": "3 parametric"}
+"""Hoffmann's numbers of the approaches."""
 
 
 def count_text(value: float | None) -> str:
@@ -23,3 +31,12 @@ def flops_text(value: float | None) -> str:
         return "–"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def estimate_text(estimate: Estimate, text: Callable[[float], str] = "{:.3f}".format) -> str:
+    """A number, with its interval where it has one: 0.514 (0.492 to 0.543); a dash for what is not known."""
+    if estimate.value is None:
+        return "–"
+    if estimate.low is None or estimate.high is None:
+        return text(estimate.value)
+    return f"{text(estimate.value)} ({text(estimate.low)} to {text(estimate.high)})"

@@ -6,29 +6,21 @@ Nothing is fitted: bands are percentiles of the bootstrap's replicates, lines ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from analysis.bootstrap import LEAST_REPLICATES
+from analysis.fits import Floats, Ints, Parabola, Refused
 from analysis.isoflop import WIDEST_BUDGET
 from analysis.laws import Law
 from analysis.optimum import optimum
 from analysis.powerlaw import optimum_of_laws
-from analysis.result import (
-    ConventionFit,
-    Conventions,
-    Envelope,
-    Estimate,
-    Floats,
-    Ints,
-    Isoflop,
-    Parabola,
-    Parametric,
-    Refused,
-)
+from analysis.result import ConventionFit, Conventions, Envelope, Isoflop, Parametric
+from analysis.tables import loss_column
 from analysis.text import flops_text
 
 TITLES = {
@@ -36,7 +28,6 @@ TITLES = {
     "isoflop": "Approach 2, isoFLOP",
     "parametric": "Approach 3, parametric",
 }
-SHORT_TITLES = {"envelope": "1 envelope", "isoflop": "2 isoFLOP", "parametric": "3 parametric"}
 COLOURS = {"envelope": "#0072B2", "isoflop": "#D55E00", "parametric": "#009E73"}
 """Okabe and Ito's, which colour-blind readers tell apart."""
 DASHES = {"envelope": "solid", "isoflop": "dashed", "parametric": "dashdot"}
@@ -90,15 +81,6 @@ class Slice:
     params: Floats
     loss: Floats
     rows: Ints
-
-
-def estimate_text(estimate: Estimate, text: Callable[[float], str] = "{:.3f}".format) -> str:
-    """A number with its interval in brackets, where it has one."""
-    if estimate.value is None:
-        return "–"
-    if estimate.low is None or estimate.high is None:
-        return text(estimate.value)
-    return f"{text(estimate.value)} ({text(estimate.low)}, {text(estimate.high)})"
 
 
 def number_of(count: int, noun: str) -> str:
@@ -163,7 +145,7 @@ def frontier(
     """N* and D* of an approach at ``flops``, with the band that holds ``level`` of its replicates."""
     value = _optima(fit, approach, _values(approach), flops)
     replicates = approach.replicates
-    if replicates is None or len(replicates.values) < 20:
+    if replicates is None or len(replicates.values) < LEAST_REPLICATES:
         return Frontier(flops=flops, value=value[0], low=None, high=None), Frontier(
             flops=flops, value=value[1], low=None, high=None
         )
@@ -188,15 +170,14 @@ def frontier_flops(fit: ConventionFit) -> Floats:
 def training_curves(fit: ConventionFit, curves: pd.DataFrame | None) -> list[Curve]:
     """The curves of the rows' runs by rising N, thinned for drawing; C is counted as the rows count it.
 
-    Validation losses, or training losses where some run has fewer than two of those, as in the fit. Of very many
-    curves, evenly spaced ones stay; each keeps at most 200 points, evenly spaced in log C, the ends included.
+    Of very many curves, evenly spaced ones stay; each keeps at most 200 points, evenly spaced in log C, the ends
+    included.
     """
     if curves is None or curves.empty:
         return []
     rows = {run: i for i, run in enumerate(fit.rows.run_id)}
     used = curves[curves["run_id"].isin(list(rows))]
-    validated = used[np.isfinite(used["val_loss"]) & (used["val_loss"] > 0)].groupby("run_id").size()
-    loss = "val_loss" if (validated >= 2).sum() == used["run_id"].nunique() else "train_loss"
+    loss = loss_column(used)
     every = (_curve(fit, rows[str(run)], frame, loss) for run, frame in used.groupby("run_id", sort=False))
     found = sorted((curve for curve in every if curve is not None), key=lambda at: (at.params, at.flops[-1]))
     if len(found) > MOST_CURVES:
@@ -297,7 +278,7 @@ def _optima(
 ) -> tuple[Floats, Floats, Floats]:
     if isinstance(approach, Parametric):
         return optimum(values, fit.cost, flops)
-    return optimum_of_laws(values, flops)
+    return optimum_of_laws(values[..., None, :], approach.fit.laws.flops_range, flops)
 
 
 def _curve(fit: ConventionFit, row: int, frame: pd.DataFrame, column: str) -> Curve | None:

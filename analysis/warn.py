@@ -8,13 +8,17 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from analysis.fits import Refused
 from analysis.isoflop import fit_isoflop
-from analysis.result import Approach, ConventionFit, Isoflop, Parametric, Refused, Rows
+from analysis.result import Approach, ConventionFit, Isoflop, Parametric, Rows
+from analysis.tables import AXIS
+from analysis.text import flops_text
 
 FEW_POINTS = 15
 EPOCHS = 4  # beyond it repeated tokens no longer count as fresh ones (Muennighoff et al. 2023)
 WINDOW = 4.0
 MOVED = 0.03  # of an exponent
+LOST = 0.05  # of the replicates
 
 
 def warnings(fits: tuple[ConventionFit, ...], points: pd.DataFrame) -> tuple[str, ...]:
@@ -34,6 +38,11 @@ def _rows(rows: Rows, points: pd.DataFrame) -> Iterator[str]:
             f"{int((epochs > EPOCHS).sum())} rows see their data more than {EPOCHS} times, and repeated tokens do "
             "not count as fresh ones (Muennighoff et al. 2023); choose others with where=."
         )
+    values = {str(name): points[name].astype(str).nunique() for name in points if str(name).startswith(AXIS)}
+    axes = [name for name, count in values.items() if count > 1]
+    if axes:
+        varied = ", ".join(f"{name.removeprefix(AXIS)} ({values[name]} values)" for name in axes)
+        yield f"One law is fitted to points that differ in {varied}; fit each one with group_by={','.join(axes)}."
     flags = Counter(flag for text in points["flags"] for flag in str(text).split(";") if flag)
     for flag, count in flags.items():
         yield f"{count} of {len(rows)} points carry the flag {flag}."
@@ -48,7 +57,7 @@ def _approaches(fit: ConventionFit) -> Iterator[str]:
     for name, approach in fit.approaches.items():
         if isinstance(approach, Approach) and approach.replicates is not None:
             failed, kept = approach.replicates.failed, len(approach.replicates.values)
-            if failed > 0.05 * (failed + kept):
+            if failed > LOST * (failed + kept):
                 yield f"{name}: {failed} of {failed + kept} replicates gave no fit; the interval rests on the others."
     if isinstance(fit.isoflop, Isoflop):
         yield from _isoflop(fit.isoflop, fit.rows)
@@ -61,6 +70,12 @@ def _isoflop(approach: Isoflop, rows: Rows) -> Iterator[str]:
     for parabola in approach.fit.parabolas:
         if parabola.refused and len(parabola.rows) >= 4:
             yield f"isoflop: the budget {parabola.budget:.3g} is not used: {parabola.refused}."
+    lost = [f"{flops_text(budget)} ({share:.0%})" for budget, share in approach.lost.items() if share > LOST]
+    if lost:
+        yield (
+            f"isoflop: some budgets have no minimum in more than {LOST:.0%} of the replicates, which then rest on the "
+            f"other budgets: {', '.join(lost)}; more sizes or seeds there would help."
+        )
     if len(approach.fit.accepted) == 2:
         yield "isoflop: two budgets fix a power law exactly; nothing checks that it is one."
     near = fit_isoflop(rows.params, rows.tokens, rows.flops, rows.loss, rows.budget, window=WINDOW)

@@ -1,4 +1,4 @@
-"""``isoflop clean``: free the checkpoints of points that are done, as ``trainer.keep`` says.
+"""``isoflop clean``: free the checkpoints of points that have ended, as ``trainer.keep`` says.
 
 isoflop clean sweep=quickstart trainer.keep=none
 """
@@ -16,22 +16,30 @@ from sweeps.render import say
 from trainer.config import Keep
 from trainer.files import disk_faults
 from trainer.lock import Lock
-from trainer.runfolder import DONE, RunFolder
+from trainer.runfolder import DIVERGED, DONE, RunFolder
 
 
 def free(run: RunFolder, keep: Keep) -> int:
-    """Delete what ``keep`` does not want of a done run's checkpoints; returns the bytes freed."""
-    if not run.checkpoints.is_dir() or keep is Keep.all:
+    """Delete what ``keep`` does not want of an ended run's checkpoints; returns the bytes freed.
+
+    Only the trainer of a run knows which of its checkpoints is the last: of an external one, all or nothing goes.
+    """
+    external = run.read_config().recipe.command is not None
+    if keep is Keep.all or (external and keep is Keep.last):
         return 0
-    files = sorted(run.checkpoints.iterdir(), key=lambda path: path.stat().st_mtime)
-    doomed = files[:-1] if keep is Keep.last else files
-    freed = sum(path.stat().st_size for path in doomed)
+    before = _size(run)
     with disk_faults(run.checkpoints):
-        for path in doomed:
-            path.unlink()
         if keep is Keep.none:
-            shutil.rmtree(run.checkpoints)
-    return freed
+            shutil.rmtree(run.checkpoints, ignore_errors=not run.checkpoints.exists())
+        else:
+            from trainer import checkpoint  # imports torch
+
+            checkpoint.free(run.checkpoints, run.run_id, keep)
+    return before - _size(run)
+
+
+def _size(run: RunFolder) -> int:
+    return sum(path.stat().st_size for path in run.checkpoints.rglob("*") if path.is_file())
 
 
 def _body(raw: DictConfig) -> int:
@@ -40,19 +48,19 @@ def _body(raw: DictConfig) -> int:
     freed = runs = 0
     for run in folder.runs():
         records = run.points().values()
-        if not records or any(record["verdict"] != DONE for record in records):
+        if not records or any(record["verdict"] not in (DONE, DIVERGED) for record in records):
             continue
         with Lock(run.path) as lock:
             if lock is not None:
                 freed += free(run, config.trainer.keep)
                 runs += 1
-    say(f"freed {freed / 1e6:.1f} MB in {runs} done runs (trainer.keep={config.trainer.keep.value})")
+    say(f"freed {freed / 1e6:.1f} MB in {runs} ended runs (trainer.keep={config.trainer.keep.value})")
     return 0
 
 
 HELP = """isoflop clean [sweep=NAME] trainer.keep=none|last
 
-Free the checkpoints of done points. Losses, curves and final records stay."""
+Free the checkpoints of done and diverged points. Losses, curves and final records stay."""
 
 
 def main() -> None:

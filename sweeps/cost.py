@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sweeps.paths import SweepFolder
 from trainer.config import DeviceConfig, DeviceKind
+from trainer.errors import UserError
 from trainer.memory import peak_bytes
 from trainer.recipe import Recipe
 from trainer.runfolder import DONE, RunConfig
@@ -30,7 +31,10 @@ class Throughput:
             if len(attempts) != 1 or not any(record["verdict"] == DONE for record in run.points().values()):
                 continue
             seconds = attempts[0].get("end", math.nan) - attempts[0].get("start", math.nan)
-            config = run.read_config()
+            try:
+                config = run.read_config()
+            except UserError:  # a folder that is wrong is submit's to refuse; an estimate does without it
+                continue
             if config.runtime.device is device and config.recipe.command is None and seconds > 0:
                 seen.append((float(config.recipe.model.params_non_embedding), total_flops(config) / seconds))
         return cls(tuple(seen))

@@ -54,16 +54,16 @@ def targets(
     return _points(sweep, model, shapes)
 
 
-def numbers(field: str, values: Any, *, least: int = 1) -> list[float]:
+def numbers(field: str, values: Any) -> list[float]:
     """``values`` as positive finite numbers, no two alike.
 
     Raises
     ------
     UserError
-        If it is no list, too short, or holds anything else.
+        If it is no list, empty, or holds anything else.
     """
-    if not isinstance(values, list | tuple) or len(values) < least:
-        raise UserError(f"{field}={values!r} must list at least {least} positive number(s), e.g. {field}=[1e18,3e18].")
+    if not isinstance(values, list | tuple) or not values:
+        raise UserError(f"{field}={values!r} must list at least one positive number, e.g. {field}=[1e18,3e18].")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
             raise UserError(f"{field} holds {value!r}; every entry must be a positive number such as 1e18.")

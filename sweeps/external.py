@@ -1,7 +1,7 @@
 """Runs trained by somebody else's program: ``trainer.command`` gets the run folder and keeps its contract.
 
 The program finds the recipe in ``config.yaml``, appends rows to ``metrics.jsonl`` and one final record per point to
-``points.jsonl`` (see :mod:`trainer.runfolder`; ``trainer/examples/law_trainer.py`` does it in thirty lines). It may
+``points.jsonl`` (see :mod:`trainer.runfolder`; ``trainer/examples/law_trainer.py`` does it in fifty lines). It may
 find its own checkpoints in the folder when it is started again; on SIGTERM it should save one and leave.
 """
 
@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from trainer.files import write_json
-from trainer.lock import process_birth
+from trainer.lock import LockLost, process_birth
 from trainer.runfolder import RunConfig, RunFolder
 
 GRACE_SECONDS = 30.0
@@ -45,7 +46,8 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
     """
     command = [part.replace("{folder}", str(folder.path)) for part in shlex.split(config.recipe.command or "")]
     _end_orphan(folder)
-    attempt = folder.start_attempt(job, None)
+    rows = folder.metrics()
+    attempt = folder.start_attempt(job, rows[-1]["step"] + 1 if rows else 0)
     log = folder.path / "trainer.log"
     why = "the worker failed"
     try:
@@ -58,10 +60,13 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
                 env={**os.environ, "ISOFLOP_ATTEMPT": str(attempt)},
                 start_new_session=True,
             )
-        write_json(
-            _owner_path(folder), {"host": socket.gethostname(), "pid": process.pid, "born": process_birth(process.pid)}
-        )
-        stopped = _wait(process, should_stop)
+        try:
+            write_json(_owner_path(folder), _owner(process))
+            stopped = _wait(process, should_stop)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
         points = folder.points()
         if all(point_id in points for point_id in config.recipe.point_ids):
             why = str(points[config.recipe.point_ids[0]]["verdict"])
@@ -71,12 +76,21 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
             why = f"trainer.command left no final record (exit code {process.returncode})"
             lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
             raise ExternalTrainerError(why + (f", and said last: {lines[-1][:200]}" if lines else ""))
+    except LockLost:
+        raise
     except (OSError, IndexError) as error:
         why = f"trainer.command={config.recipe.command!r} cannot start: {error}"
-        raise ExternalTrainerError(why) from error
-    finally:
         folder.end_attempt(attempt, why)
+        raise ExternalTrainerError(why) from error
+    except BaseException:
+        folder.end_attempt(attempt, why)
+        raise
+    folder.end_attempt(attempt, why)
     return why
+
+
+def _owner(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": process.pid, "born": process_birth(process.pid)}
 
 
 def _owner_path(folder: RunFolder) -> Path:

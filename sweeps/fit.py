@@ -85,7 +85,7 @@ def fit_and_show(
             except UserError as error:
                 refused.append((name, str(error)))
                 continue
-            place = out / folder_name(group) if group else out
+            place = out / _free_name(group, {path.name for path, _ in fits}) if group else out
             write_fit(result, place)
             figures = write_figures(result, part.curves, place, laws)
             report(f"writing {place.name}", (number + 0.9) / len(groups))
@@ -124,6 +124,14 @@ def write_summary(out: Path, fits: Sequence[tuple[Path, FitResult]]) -> None:
 def folder_name(group: Mapping[str, str]) -> str:
     """A group's values as one folder name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(group.values())).strip(".") or "_"
+
+
+def _free_name(group: Mapping[str, str], taken: set[str]) -> str:
+    name, number = folder_name(group), 1
+    while name in taken:
+        number += 1
+        name = f"{folder_name(group)}_{number}"
+    return name
 
 
 def print_paths(out: Path) -> None:

@@ -27,8 +27,11 @@ class Job:
 
     runs: tuple[str, ...]
     """Run ids, in the order the worker tries them."""
-    threads: int
     device: str
+    gpus: tuple[str, ...]
+    """What CUDA_VISIBLE_DEVICES may be for a worker, by its slot; empty on CPUs."""
+    lost_attempts: int
+    """A run whose attempts vanished this often in a row without progress is left alone."""
     slots: int
     """Workers of this sweep that may work at once; the others wait."""
     host: str
@@ -42,7 +45,7 @@ def read_job(path: Path) -> Job | None:
     """The job of a folder; None where its record is not whole."""
     try:
         raw = json.loads((path / "job.json").read_text())
-        return Job(**{**raw, "runs": tuple(raw["runs"])})
+        return Job(**{**raw, "runs": tuple(raw["runs"]), "gpus": tuple(raw["gpus"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

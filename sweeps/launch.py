@@ -14,7 +14,7 @@ from pathlib import Path
 
 import submitit
 
-from sweeps.config import ClusterConfig
+from sweeps.config import Config
 from sweeps.jobs import Job
 from sweeps.paths import SweepFolder
 from sweeps.worker import work
@@ -23,25 +23,17 @@ from trainer.files import write_json
 from trainer.lock import process_birth
 
 
-def start_workers(
-    folder: SweepFolder, runs: Sequence[str], count: int, slots: int, *, threads: int, device: DeviceKind, hours: float
-) -> list[Path]:
-    """Start ``count`` workers, each over the same ordered list of runs; returns their folders.
-
-    Parameters
-    ----------
-    slots
-        How many of the sweep's workers may work at once; the others wait.
-    hours
-        A worker is stopped after this long.
-    """
+def start_workers(config: Config, folder: SweepFolder, runs: Sequence[str], count: int) -> list[Path]:
+    """Start ``count`` workers, each over the same ordered list of runs; returns their folders."""
     started = []
+    slots, device = worker_slots(config), config.device.kind
     for _ in range(count):
         path = folder.jobs / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         job = Job(
             runs=tuple(runs),
-            threads=threads,
             device=device.value,
+            gpus=_gpus(slots) if device is DeviceKind.cuda else (),
+            lost_attempts=config.limits.lost_attempts,
             slots=slots,
             host=socket.gethostname(),
             submitted=time.time(),
@@ -49,17 +41,24 @@ def start_workers(
             born=process_birth(os.getpid()),
         )
         write_json(path / "job.json", asdict(job))
-        pid = _start_local(path, threads, hours)
+        pid = _start_local(path, config.trainer.threads, config.cluster.timeout_hours)
         write_json(path / "job.json", asdict(job) | {"pid": pid, "born": process_birth(pid)})
         started.append(path)
     return started
 
 
-def worker_slots(cluster: ClusterConfig, threads: int, device: DeviceKind) -> int:
+def worker_slots(config: Config) -> int:
     """How many workers work at once: the stated number, else what the cores give (one for a GPU)."""
-    if cluster.workers:
-        return cluster.workers
-    return 1 if device is DeviceKind.cuda else max(1, len(os.sched_getaffinity(0)) // threads)
+    if config.cluster.workers:
+        return config.cluster.workers
+    if config.device.kind is DeviceKind.cuda:
+        return 1
+    return max(1, len(os.sched_getaffinity(0)) // config.trainer.threads)
+
+
+def _gpus(slots: int) -> tuple[str, ...]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(visible.split(",")) if visible else tuple(str(number) for number in range(slots))
 
 
 def _start_local(path: Path, threads: int, hours: float) -> int:

@@ -1,10 +1,10 @@
-"""Where a sweep's files lie, and the corpora pinned to it.
+"""Where a sweep's files lie, and what is pinned in it.
 
 ::
 
     <root>/corpora/<corpus id>/    shared by the root's sweeps
     <root>/<sweep>/plan.json       the last plan; plan.csv beside it
-    <root>/<sweep>/corpora.json    pins: the corpus each data config got
+    <root>/<sweep>/pins.json        the corpus that each data config got, and what auto meant
     <root>/<sweep>/jobs/<job>/     one per submitted job
     <root>/<sweep>/<run id>/       one per run
     <root>/<sweep>/fit/            what fit wrote
@@ -12,14 +12,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config import DataConfig, plain
 from trainer.errors import UserError
 from trainer.files import write_json
 from trainer.recipe import SCHEMA, check_schema
@@ -80,8 +78,8 @@ class SweepFolder:
         return [RunFolder(config.parent) for config in sorted(self.path.glob("*/config.yaml"))]
 
     def read_pins(self) -> dict[str, str]:
-        """Pinned corpus ids by :meth:`pin_key`."""
-        path = self.path / "corpora.json"
+        """What later plans of the sweep must find as it was: corpus ids by data settings, the meaning of ``auto``."""
+        path = self.path / "pins.json"
         try:
             raw = json.loads(path.read_text())
             pins: dict[str, str] = raw["pins"]
@@ -94,10 +92,4 @@ class SweepFolder:
 
     def write_pins(self, pins: Mapping[str, str]) -> None:
         """Write all pins, whole."""
-        write_json(self.path / "corpora.json", {"schema": SCHEMA, "pins": dict(pins)})
-
-    @staticmethod
-    def pin_key(data: DataConfig) -> str:
-        """What decides a corpus's content: the data config without how it is cut into windows and repeated."""
-        raw = {k: v for k, v in plain(data).items() if k not in ("sequence", "eval_windows", "max_epochs")}
-        return f"{data.source.value}-{hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:10]}"
+        write_json(self.path / "pins.json", {"schema": SCHEMA, "pins": dict(pins)})

@@ -20,10 +20,10 @@ from sweeps.cost import Throughput, step_memory, total_seconds
 from sweeps.design import Target, targets
 from sweeps.paths import SweepFolder
 from sweeps.points import Plan, PlannedPoint
-from sweeps.recipes import check_rules, make_recipe, make_runtime
+from sweeps.recipes import check_rules, make_recipe, make_runtime, precision
 from sweeps.render import progress_line
-from trainer.config import DataConfig, Source, plain
-from trainer.corpus import CorpusFacts, describe_corpus, open_corpus, prepare_corpus
+from trainer.config import DataConfig, Precision, Source, plain
+from trainer.corpus import CorpusFacts, corpus_key, open_corpus, prepare_corpus, unspecified_corpus
 from trainer.errors import UserError
 from trainer.runfolder import RunConfig
 
@@ -43,6 +43,7 @@ def make_plan(config: DictConfig) -> Plan:
     refused = []
     for axes, varied in expand(config):
         check_rules(varied)
+        varied.model.dtype = pinned_dtype(varied, folder)
         corpus = pinned_corpus(varied.data, folder)
         law = None if varied.law.name is None else Law.from_config(varied.law)
         wanted = targets(
@@ -81,7 +82,12 @@ def make_plan(config: DictConfig) -> Plan:
                     memory_gb=memory_gb,
                     devices=math.ceil(memory_gb / varied.device.memory_gb),
                 )
-                points.setdefault(planned.point_id, planned)
+                if planned.point_id in points:
+                    raise UserError(
+                        f"sweep: two points are the same run, {planned.point_id}; let every axis of sweep.axes "
+                        f"({', '.join(axes) or 'none'}) change what is trained, and name no point twice."
+                    )
+                points[planned.point_id] = planned
     if not points:
         first = refused[0]["reason"] if refused else "the design is empty"
         raise UserError(f"sweep={base.sweep.name}: no point is left of {len(refused)}; the first was refused: {first}")
@@ -91,11 +97,9 @@ def make_plan(config: DictConfig) -> Plan:
 def pinned_corpus(data: DataConfig, folder: SweepFolder) -> CorpusFacts:
     """The sweep's corpus for these settings: the pinned one, or else one found or made now, and pinned."""
     if data.source is Source.unspecified:
-        facts = describe_corpus(data, folder.root)
-        assert facts is not None  # an unspecified corpus is all description
-        return facts
+        return unspecified_corpus(data)
     pins = folder.read_pins()
-    key = folder.pin_key(data)
+    key = corpus_key(data)
     if key in pins:
         corpus = open_corpus(folder.root, pins[key])
         corpus.check_windows(sequence=data.sequence, eval_windows=data.eval_windows)
@@ -104,6 +108,17 @@ def pinned_corpus(data: DataConfig, folder: SweepFolder) -> CorpusFacts:
             corpus = prepare_corpus(data, folder.root, report)
         folder.write_pins({**pins, key: corpus.id})
     return CorpusFacts(id=corpus.id, vocabulary=corpus.vocabulary, train_tokens=corpus.train_tokens)
+
+
+def pinned_dtype(config: Config, folder: SweepFolder) -> Precision:
+    """``auto`` made definite once for a sweep and kind of device, on whatever machine it is planned later."""
+    if config.model.dtype is not Precision.auto:
+        return config.model.dtype
+    pins, key = folder.read_pins(), f"dtype-{config.device.kind.value}"
+    if key not in pins:
+        pins[key] = precision(config.model.dtype, config.device.kind).value
+        folder.write_pins(pins)
+    return Precision(pins[key])
 
 
 def seeds(config: Config) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,10 +91,13 @@ class Plan:
 
 def write_plan(plan: Plan, folder: SweepFolder) -> None:
     """Write ``plan.json`` (whole) and ``plan.csv`` (the table alone)."""
-    import pandas as pd  # here, because status reads plans and does without
-
     write_json(folder.plan_path, plan.to_dict())
-    write_whole(folder.plan_path.with_suffix(".csv"), pd.DataFrame([p.row() for p in plan.points]).to_csv(index=False))
+    rows = [point.row() for point in plan.points]
+    text = io.StringIO()
+    table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_whole(folder.plan_path.with_suffix(".csv"), text.getvalue())
 
 
 def read_plan(folder: SweepFolder) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from sweeps.state import PointState, State, inspect, orphans
 from trainer.config import Source
 from trainer.errors import MachineFault, UserError
 from trainer.lock import Lock
-from trainer.runfolder import RunConfig, RunFolder
+from trainer.runfolder import RunConfig, RunFolder, lost_in_a_row
 
 LOCK_SECONDS = 30.0
 """How long one submit waits for another."""
@@ -42,8 +43,13 @@ class Submission:
         return Counter(state.state for state in self.states)
 
 
-def submit(config: Config, plan: Plan) -> Submission:
+def submit(config: Config, plan: Plan, *, reopen: bool = True) -> Submission:
     """Start workers for every point that is neither done, running, queued nor failed (unless ``retry=all``).
+
+    Parameters
+    ----------
+    reopen
+        Also take up points that were cancelled, or failed under ``retry=all``: what a user asks for by a command.
 
     Raises
     ------
@@ -57,46 +63,58 @@ def submit(config: Config, plan: Plan) -> Submission:
     with _one_submitter(folder):
         write_plan(plan, folder)
         states = inspect(folder, plan.to_dict(), config.limits.lost_attempts)
-        wanted = {State.planned} | ({State.failed} if config.retry is Retry.all else set())
-        missing = [point for point, state in zip(plan.points, states, strict=True) if state.state in wanted]
+        retry = reopen and config.retry is Retry.all
+        missing = [
+            point
+            for point, state in zip(plan.points, states, strict=True)
+            if (state.state is State.planned and (reopen or state.cause is None))
+            or (retry and state.state is State.failed)
+        ]
         _check_limits(config, missing)
         _check_devices(config, missing)
         longest_first = sorted(missing, key=lambda point: -point.hours)
-        for point in longest_first:
-            open_run(folder.run(point.run.run_id), point.run)
-        runs = list(dict.fromkeys(point.run.run_id for point in longest_first))
-        jobs = _start(config, folder, runs, [state.run_id for state in states if state.state is State.queued])
+        runs = list(dict.fromkeys(point.run.run_id for point in longest_first if _open(folder, point.run, retry=retry)))
+        queued = [state.run_id for state in states if state.state is State.queued]
+        jobs = start_workers(config, folder, [*runs, *queued], workers_wanted(config, folder, len(runs), len(queued)))
         left = [run.run_id for run in orphans(folder, plan.to_dict())]
     return Submission(runs, jobs, states, left)
 
 
 def workers_wanted(config: Config, folder: SweepFolder, missing: int, queued: int) -> int:
     """How many workers to start: a full set for missing runs, else as many as were lost while runs wait."""
-    slots = worker_slots(config.cluster, config.trainer.threads, config.device.kind)
-    lost = slots - len(live_jobs(folder))
+    slots, here = worker_slots(config), socket.gethostname()
+    lost = slots - sum(job.host == here for job in live_jobs(folder).values())
     return max(min(slots, missing), min(lost, queued))
 
 
-def _start(config: Config, folder: SweepFolder, runs: Sequence[str], queued: Sequence[str]) -> list[Path]:
-    return start_workers(
-        folder,
-        [*runs, *queued],
-        workers_wanted(config, folder, len(runs), len(queued)),
-        worker_slots(config.cluster, config.trainer.threads, config.device.kind),
-        threads=config.trainer.threads,
-        device=config.device.kind,
-        hours=config.cluster.timeout_hours,
-    )
+def open_run(folder: RunFolder, config: RunConfig, *, retry: bool) -> None:
+    """Make a run folder ready: a new one, or one whose config is checked; ``retry`` forgets its failures.
 
-
-def open_run(folder: RunFolder, config: RunConfig) -> None:
-    """Make a run folder ready: a new one, or one whose config is checked and whose failure is forgotten."""
+    The caller holds the run's lock, or knows that the folder is new.
+    """
     if folder.config_path.exists():
         folder.read_config()
-    if not folder.attempts():  # once measured, a config is never changed
+    attempts = folder.attempts()
+    if not attempts:  # once measured, a config is never changed
         folder.write_config(config)
-    folder.forget_failure()
+    if retry and lost_in_a_row(attempts):
+        folder.end_attempt(attempts[-1]["attempt"], "lost; tried again on request")
+    if retry:
+        folder.forget_failure()
     folder.cancel_path.unlink(missing_ok=True)
+
+
+def _open(sweep: SweepFolder, config: RunConfig, *, retry: bool) -> bool:
+    """:func:`open_run` under the run's lock; False where somebody has just claimed it."""
+    folder = sweep.run(config.run_id)
+    if not folder.path.exists():
+        open_run(folder, config, retry=retry)
+        return True
+    with Lock(folder.path) as lock:
+        if lock is None:
+            return False
+        open_run(folder, config, retry=retry)
+        return True
 
 
 @contextmanager

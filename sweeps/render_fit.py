@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.markup import escape
 
+from analysis.fits import Refused
 from analysis.predict import Prediction
-from analysis.result import Approach, Estimate, FitResult, Refused
-from analysis.text import count_text, flops_text
+from analysis.result import Approach, FitResult
+from analysis.text import SHORT_TITLES, count_text, estimate_text, flops_text
 from sweeps.render import print_json, say, stdout, table
-
-TITLES = {"envelope": "1 envelope", "isoflop": "2 isoFLOP", "parametric": "3 parametric"}
-"""Hoffmann's numbers of the approaches."""
 
 
 def fit_json(fits: Sequence[FitResult], *, grouped: bool) -> None:
@@ -30,9 +28,9 @@ def print_fit(fit: FitResult) -> None:
         for name, approach in under.approaches.items():
             counts = under.conventions.params.replace("_", "-")
             if isinstance(approach, Refused):
-                shown.add_row(TITLES[name], counts, "–", "–", escape(f"refused: {approach.reason}"))
+                shown.add_row(SHORT_TITLES[name], counts, "–", "–", escape(f"refused: {approach.reason}"))
             else:
-                shown.add_row(TITLES[name], counts, exponent(approach.a), exponent(approach.b), "")
+                shown.add_row(SHORT_TITLES[name], counts, estimate_text(approach.a), estimate_text(approach.b), "")
     stdout().print(shown)
     optima = table("budget", "<approach", "<N counts", "<N*", "<D*", "<loss", title="Compute-optimal at each budget")
     for under in fit.by_convention:
@@ -41,8 +39,8 @@ def print_fit(fit: FitResult) -> None:
                 continue
             for at in approach.optima:
                 counts = under.conventions.params.replace("_", "-")
-                optima.add_row(flops_text(at.budget), TITLES[name], counts, interval(at.n_opt), interval(at.d_opt),
-                               exponent(at.loss_opt))  # fmt: skip
+                sizes = (estimate_text(one, count_text) for one in (at.n_opt, at.d_opt))
+                optima.add_row(flops_text(at.budget), SHORT_TITLES[name], counts, *sizes, estimate_text(at.loss_opt))
     stdout().print(optima)
     for warning in fit.warnings:
         say(f"beware: {warning}")
@@ -51,9 +49,13 @@ def print_fit(fit: FitResult) -> None:
 def print_summary(fits: Sequence[FitResult]) -> None:
     """One line per group: exponents a under the primary convention."""
     keys = list(fits[0].group)
-    shown = table(*(f"<{key}" for key in keys), "points", "left out", *(f"<a, {title}" for title in TITLES.values()))
+    shown = table(
+        *(f"<{key}" for key in keys), "points", "left out", *(f"<a, {title}" for title in SHORT_TITLES.values())
+    )
     for fit in fits:
-        cells = ["–" if isinstance(found, Refused) else exponent(found.a) for found in fit.primary.approaches.values()]
+        cells = [
+            "–" if isinstance(found, Refused) else estimate_text(found.a) for found in fit.primary.approaches.values()
+        ]
         values = [escape(fit.group[key]) for key in keys]
         shown.add_row(*values, str(len(fit.primary.rows)), str(len(fit.excluded)), *cells)
     stdout().print(shown)
@@ -67,27 +69,9 @@ def print_predictions(predictions: Sequence[Prediction]) -> None:
                   f"loss in {escape(first.loss)}")  # fmt: skip
     for p in predictions:
         ratio = None if not (p.tokens.value and p.params.value) else p.tokens.value / p.params.value
-        shown.add_row(TITLES.get(p.by, p.by), interval(p.flops, flops_text), interval(p.params), interval(p.tokens),
-                      count_text(ratio), exponent(p.loss))  # fmt: skip
+        sizes = (estimate_text(one, count_text) for one in (p.params, p.tokens))
+        flops, loss = estimate_text(p.flops, flops_text), estimate_text(p.loss)
+        shown.add_row(SHORT_TITLES.get(p.by, p.by), flops, *sizes, count_text(ratio), loss)
     stdout().print(shown)
     for statement in dict.fromkeys(p.statement for p in predictions):
         stdout().print(escape(statement), soft_wrap=True)
-
-
-def exponent(estimate: Estimate) -> str:
-    """0.514 (0.492 to 0.543)."""
-    return _with_interval(estimate, "{:.3f}".format)
-
-
-def interval(estimate: Estimate, text: Callable[[float], str] = count_text) -> str:
-    """65.4B (58.9B to 71B)."""
-    return _with_interval(estimate, text)
-
-
-def _with_interval(estimate: Estimate, text: Callable[[float], str]) -> str:
-    if estimate.value is None:
-        return "–"
-    shown = text(estimate.value)
-    if estimate.low is None or estimate.high is None:
-        return shown
-    return f"{shown} ({text(estimate.low)} to {text(estimate.high)})"

@@ -56,7 +56,7 @@ def wait(config: Config, plan: Plan, folder: SweepFolder) -> list[PointState]:
                 fruitless, touched = (0, attempts) if attempts != touched else (fruitless + 1, touched)
                 if fruitless >= FRUITLESS_SUBMISSIONS:
                     raise MachineFault(_why_workers_leave(folder))
-                submit(config, plan)
+                submit(config, plan, reopen=False)
             time.sleep(REFRESH_SECONDS)
 
 

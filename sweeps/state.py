@@ -10,8 +10,9 @@ from typing import Any
 
 from sweeps.jobs import live_jobs
 from sweeps.paths import SweepFolder
+from trainer.files import read_lines
 from trainer.lock import holder
-from trainer.runfolder import DIVERGED, DONE, FAILED, RunFolder
+from trainer.runfolder import DIVERGED, DONE, FAILED, LOST, RunFolder, lost_in_a_row
 
 RECENT_ROWS = 20
 """Rows over which a running point's speed is averaged."""
@@ -80,17 +81,6 @@ def orphans(folder: SweepFolder, plan: Mapping[str, Any]) -> list[RunFolder]:
     return [run for run in folder.runs() if run.run_id not in known]
 
 
-def lost_in_a_row(attempts: Sequence[Mapping[str, Any]]) -> int:
-    """How many of the last attempts vanished at one and the same step."""
-    count = 0
-    for attempt in reversed(attempts):
-        vanished = str(attempt.get("why", "lost")).startswith("lost:") or "why" not in attempt
-        if not vanished or attempt.get("resume_step") != attempts[-1].get("resume_step"):
-            break
-        count += 1
-    return count
-
-
 def _inspect_point(run: RunFolder, row: Mapping[str, Any], queued: Collection[str], lost_attempts: int) -> PointState:
     known: dict[str, Any] = {
         "point_id": row["point_id"],
@@ -105,7 +95,7 @@ def _inspect_point(run: RunFolder, row: Mapping[str, Any], queued: Collection[st
         return PointState(**known, state=State.queued if row["run_id"] in queued else State.planned)
     attempts = run.attempts()
     alive = holder(run.path) is not None
-    known |= {"attempts": len(attempts), "spent_hours": _spent_seconds(attempts, alive) / 3600}
+    known |= {"attempts": len(attempts), "spent_hours": _spent_seconds(run, attempts, alive) / 3600}
     record = run.points().get(row["point_id"])
     if record is not None:
         return _ended(known, record)
@@ -114,13 +104,11 @@ def _inspect_point(run: RunFolder, row: Mapping[str, Any], queued: Collection[st
         return PointState(**known, state=State.running)
     if run.cancel_path.exists():
         return PointState(**known, state=State.planned, cause="cancelled")
-    if row["run_id"] in queued:
-        return PointState(**known, state=State.queued)
     if lost_in_a_row(attempts) >= lost_attempts:
         step = attempts[-1].get("resume_step") or 0
         cause = f"lost {lost_attempts} times at step {step} without a word (out of memory?)"
         return PointState(**known, state=State.failed, cause=cause)
-    return PointState(**known, state=State.planned)
+    return PointState(**known, state=State.queued if row["run_id"] in queued else State.planned)
 
 
 def _ended(known: Mapping[str, Any], record: Mapping[str, Any]) -> PointState:
@@ -147,14 +135,15 @@ def _progress(run: RunFolder, tokens: int, alive: bool) -> dict[str, Any]:
     return found | {"tokens_per_second": speed, "eta_seconds": (tokens - last["tokens"]) / speed}
 
 
-def _spent_seconds(attempts: Sequence[Mapping[str, Any]], alive: bool) -> float:
-    """Over all attempts; one that vanished is counted to its successor's start at most, so as nothing here."""
+def _spent_seconds(run: RunFolder, attempts: Sequence[Mapping[str, Any]], alive: bool) -> float:
+    """Over all attempts. One that vanished lasted to its last row; one that runs, to now."""
     seconds = 0.0
-    for number, attempt in enumerate(attempts):
+    for attempt in attempts:
         end = attempt.get("end")
-        if str(attempt.get("why", "")).startswith("lost:"):
-            continue
-        if end is None and alive and number == len(attempts) - 1:
+        if "why" not in attempt and alive:
             end = time.time()
+        elif str(attempt.get("why", LOST)).startswith("lost"):
+            rows = read_lines(run.path / "metrics.jsonl")
+            end = max((row["time"] for row in rows if row.get("attempt") == attempt["attempt"]), default=None)
         seconds += max(0.0, (end or attempt["start"]) - attempt["start"])
     return seconds

@@ -39,7 +39,6 @@ def _body(raw: DictConfig) -> int:
         raise UserError(f"point={config.point} fits {len(chosen)} points; name one, such as {some}.")
     point = next(point for point in plan.points if point.point_id == chosen[0].point_id)
     run = folder.run(point.run.run_id)
-    open_run(run, point.run)
     interrupted: list[int] = []
 
     def once(number: int, frame: FrameType | None) -> None:
@@ -53,7 +52,7 @@ def _body(raw: DictConfig) -> int:
             show(states())
             return "interrupted" if interrupted else None
 
-        verdict = execute(run, "train", should_stop)
+        verdict = execute(run, "train", should_stop, lambda: open_run(run, point.run, retry=True))
     if interrupted:
         return complain(f"interrupted; the same command continues {run.run_id}", INTERRUPTED)
     if verdict is None:

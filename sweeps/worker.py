@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -14,11 +15,8 @@ from sweeps.external import ExternalTrainerError, train_externally
 from sweeps.jobs import Job, read_job
 from trainer.config import DeviceKind
 from trainer.errors import MachineFault, UserError
-from trainer.lock import BEAT_SECONDS, Lock, holder
-from trainer.runfolder import FAILED, RunConfig, RunFolder, final_record
-
-LOST = "lost: killed, or the machine went down"
-"""Why an attempt without a last line ended."""
+from trainer.lock import BEAT_SECONDS, Lock, LockLost, holder
+from trainer.runfolder import FAILED, LOST, RunConfig, RunFolder, final_record, lost_in_a_row
 
 ShouldStop = Callable[[], str | None]
 
@@ -50,8 +48,8 @@ def work(job_path: str) -> None:
         slot = _wait_for_slot(path.parent, job, should_stop)
         if slot is None:
             return
-        if job.device == DeviceKind.cuda:
-            os.environ["CUDA_VISIBLE_DEVICES"] = slot.folder.name.rpartition("-")[2]  # before torch is imported
+        if job.device == DeviceKind.cuda:  # before torch is imported
+            os.environ["CUDA_VISIBLE_DEVICES"] = job.gpus[int(slot.folder.name.rpartition("-")[2]) % len(job.gpus)]
         try:
             failed = _work_through(path, job, should_stop)
         except MachineFault as fault:
@@ -62,8 +60,15 @@ def work(job_path: str) -> None:
         raise SystemExit(1)
 
 
-def execute(folder: RunFolder, job: str, should_stop: ShouldStop) -> str | None:
-    """Claim one run and bring it to its end.
+def execute(
+    folder: RunFolder, job: str, should_stop: ShouldStop, prepare: Callable[[], None] = lambda: None
+) -> str | None:
+    """Claim one run and bring it to its end; one that has ended is left as it is.
+
+    Parameters
+    ----------
+    prepare
+        Called first, once the run is claimed.
 
     Returns
     -------
@@ -78,6 +83,7 @@ def execute(folder: RunFolder, job: str, should_stop: ShouldStop) -> str | None:
     with Lock(folder.path, job=job) as lock:
         if lock is None:
             return None
+        prepare()
         poll = _Poll(lambda: _stop_reason(folder, lock, should_stop))
         _close_lost_attempt(folder)
         try:
@@ -85,6 +91,9 @@ def execute(folder: RunFolder, job: str, should_stop: ShouldStop) -> str | None:
         except UserError as error:
             sys.stderr.write(f"isoflop: {error}\n")
             return f"{FAILED}{error}"
+        known = folder.points()
+        if all(point_id in known for point_id in config.recipe.point_ids):
+            return str(known[config.recipe.point_ids[0]]["verdict"])
         try:
             if config.recipe.command is not None:
                 return train_externally(folder, config, job, poll)
@@ -93,10 +102,10 @@ def execute(folder: RunFolder, job: str, should_stop: ShouldStop) -> str | None:
             return train(folder, folder.path.parent.parent, job=job, should_stop=poll)
         except MachineFault:
             raise
+        except LockLost:
+            return "stopped: the lock was lost"
         except Exception as error:
             traceback.print_exc()
-            if lock.lost.is_set():
-                return "stopped: the lock was lost"
             return _fail(folder, config, _cause(error))
 
 
@@ -118,7 +127,7 @@ class _Poll:
 
 def _stop_reason(folder: RunFolder, lock: Lock, should_stop: ShouldStop) -> str | None:
     if lock.lost.is_set():
-        return "the lock was lost"
+        raise LockLost
     return "cancelled" if folder.cancel_path.exists() else should_stop()
 
 
@@ -127,7 +136,7 @@ def _work_through(path: Path, job: Job, should_stop: ShouldStop) -> int:
     sweep = path.parent.parent
     failed: set[str] = set()
     while should_stop() is None:
-        folder = next((f for f in (RunFolder(sweep / run) for run in job.runs) if _claimable(f, failed)), None)
+        folder = next((f for f in (RunFolder(sweep / run) for run in job.runs) if _claimable(f, job, failed)), None)
         if folder is None:
             break
         verdict = execute(folder, path.name, should_stop)
@@ -136,17 +145,17 @@ def _work_through(path: Path, job: Job, should_stop: ShouldStop) -> int:
     return len(failed)
 
 
-def _claimable(folder: RunFolder, failed: set[str]) -> bool:
+def _claimable(folder: RunFolder, job: Job, failed: set[str]) -> bool:
     if folder.run_id in failed or folder.cancel_path.exists() or holder(folder.path) is not None:
         return False
-    return not folder.points()
+    return not folder.points() and lost_in_a_row(folder.attempts()) < job.lost_attempts
 
 
 def _wait_for_slot(jobs: Path, job: Job, should_stop: ShouldStop) -> Lock | None:
     """One of the sweep's slots, held; None if asked to stop before one is free."""
     while should_stop() is None:
         for number in range(job.slots):
-            place = jobs / f"slot-{number}"
+            place = jobs / f"slot-{socket.gethostname()}-{number}"
             place.mkdir(exist_ok=True)
             slot = Lock(place)
             if slot.acquire():

@@ -6,9 +6,9 @@ from analysis_surfaces import A_TRUE, isoflop_design
 
 from analysis.bootstrap import percentile, resample
 from analysis.config import Resample
+from analysis.fits import IsoflopFit, ParametricFit
 from analysis.isoflop import fit_isoflop, group_budgets, refit_isoflop
 from analysis.parametric import fit_parametric, refit_parametric
-from analysis.result import IsoflopFit, ParametricFit
 
 GROUPS = np.array([1.0] * 5 + [2.0] * 6 + [3.0, 4.0, 4.0])
 
@@ -58,7 +58,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         assert isinstance(valleys, IsoflopFit) and isinstance(law, ParametricFit)
         theta, good = refit_parametric(n, d, loss, weights, law)
         values = {
-            "isoflop": refit_isoflop(n, d, loss, weights, valleys)[:, 1],
+            "isoflop": refit_isoflop(n, d, loss, weights, valleys)[0][:, 1],
             "parametric": (theta[:, 4] / (theta[:, 3] + theta[:, 4]))[good],
         }
         for name, many in values.items():

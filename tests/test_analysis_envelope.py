@@ -5,7 +5,7 @@ import pytest
 from analysis_surfaces import A_TRUE, cosine_curves, isoflop_design, n_star, surface
 
 from analysis.envelope import Curves, fit_envelope, refit_envelope
-from analysis.result import EnvelopeFit, Refused
+from analysis.fits import EnvelopeFit, Refused
 
 BUDGETS = np.geomspace(1e18, 1e21, 7)
 

@@ -20,10 +20,11 @@ from analysis import views
 from analysis.config import FitConfig
 from analysis.figures import STYLE, _drawings, write_figures
 from analysis.fit import fit_tables
+from analysis.fits import Refused
 from analysis.laws import find_law
-from analysis.result import Envelope, FitResult, Isoflop, Parametric, Refused
+from analysis.result import Envelope, FitResult, Isoflop, Parametric
 from analysis.tables import Tables
-from analysis.text import count_text, flops_text
+from analysis.text import count_text, estimate_text, flops_text
 
 ALL = ["frontier", "envelope", "isoflop", "parametric"]
 
@@ -183,7 +184,7 @@ def test_figures_are_written_as_png_and_svg(fit: FitResult, sweep: Tables, tmp_p
             assert "training FLOPs (matmul)" in path.read_text()
     frontier = (tmp_path / "figures" / "frontier.svg").read_text()
     assert "besiroglu2024 (6nd): a = 0.513" in frontier
-    assert views.estimate_text(fit.primary.isoflop.a) in frontier  # type: ignore[union-attr]
+    assert estimate_text(fit.primary.isoflop.a) in frontier  # type: ignore[union-attr]
 
 
 def test_a_refused_approach_has_no_figure_and_leaves_no_old_one(fit: FitResult, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from analysis.clean import keep_where
 from analysis.config import FitConfig, Resample
 from analysis.csvfile import read_csv
 from analysis.fit import fit_tables
+from analysis.fits import Refused
 from analysis.laws import find_law
 from analysis.predict import NO_INTERVAL, predict_fit, predict_law
-from analysis.result import Backtest, Envelope, FitResult, Isoflop, Parametric, Refused
+from analysis.result import Backtest, Envelope, FitResult, Isoflop, Parametric
 from analysis.store import read_fit, write_fit
 from analysis.tables import Tables
 from trainer.errors import UserError

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from analysis_surfaces import A_TRUE, isoflop_design, n_star
 
+from analysis.fits import IsoflopFit, Refused
 from analysis.isoflop import fit_isoflop, group_budgets, refit_isoflop
 from analysis.powerlaw import lines
-from analysis.result import IsoflopFit, Refused
 
 BUDGETS = np.geomspace(1e18, 1e21, 4)
 
@@ -95,14 +95,15 @@ def test_window_keeps_sizes_near_the_best() -> None:
 def test_refit_under_equal_weights_is_the_fit_and_resamples_scatter() -> None:
     n, d, flops, loss = design = isoflop_design(BUDGETS, noise=0.003)
     fit = _fitted(design)
-    same = refit_isoflop(n, d, loss, np.full((1, len(n)), 2.0), fit)
+    same, _ = refit_isoflop(n, d, loss, np.full((1, len(n)), 2.0), fit)
     assert same[0] == pytest.approx(fit.laws.array(), rel=1e-9)
     drawn = np.random.default_rng(0).multinomial(len(n), np.full(len(n), 1 / len(n)), size=200).astype(float)
-    values = refit_isoflop(n, d, loss, drawn, fit)
+    values, found = refit_isoflop(n, d, loss, drawn, fit)
+    assert found.shape == (200, 4) and (np.isfinite(values[:, 1]) == (found.sum(axis=1) >= 2)).all()
     assert np.nanstd(values[:, 1]) > 0.001
     lost = np.zeros((1, len(n)))
     lost[:, flops == flops[0]] = 1
-    assert np.isnan(refit_isoflop(n, d, loss, lost, fit)).any()
+    assert np.isnan(refit_isoflop(n, d, loss, lost, fit)[0]).any()
 
 
 def test_least_squares_in_logs_gives_porians_published_exponents(shared_data: Path) -> None:

@@ -9,10 +9,10 @@ from analysis_surfaces import ALPHA, BETA, A, B, E, isoflop_design, surface
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from analysis.fits import Cost, ParametricFit, Refused
 from analysis.laws import find_law
 from analysis.optimum import exponents, fit_cost, optimum, optimum_for_params, optimum_for_tokens
 from analysis.parametric import fit_parametric, objective, refit_parametric
-from analysis.result import Cost, ParametricFit, Refused
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -17,11 +17,12 @@ from analysis import views
 from analysis.config import FitConfig
 from analysis.csvfile import read_csv
 from analysis.fit import fit_tables
+from analysis.fits import Refused
 from analysis.laws import find_law
 from analysis.report import MOST_ROWS, render_report, write_report
-from analysis.result import Backtest, Conventions, Envelope, Exclusion, FitResult, Isoflop, Parametric, Refused
+from analysis.result import Backtest, Conventions, Envelope, Exclusion, FitResult, Isoflop, Parametric
 from analysis.tables import Tables, complete_curves
-from analysis.text import count_text
+from analysis.text import count_text, estimate_text
 
 EVIL = "<script>alert('x')</script>&\"<b>"
 VOID = {"meta", "br", "link", "img", "hr"}
@@ -118,10 +119,10 @@ def test_the_headline_gives_exponents_and_optima_under_each_convention(report: s
         for approach in each.approaches.values():
             assert not isinstance(approach, Refused)
             for estimate in (approach.a, approach.b):
-                assert f"{estimate.value:.3f} ({estimate.low:.3f}, {estimate.high:.3f})" in text
+                assert f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})" in text
             for at in approach.optima:
-                assert views.estimate_text(at.n_opt, count_text) in text
-                assert views.estimate_text(at.loss_opt) in text
+                assert estimate_text(at.n_opt, count_text) in text
+                assert estimate_text(at.loss_opt) in text
 
 
 def test_the_fit_card_tells_what_the_fit_rests_on(report: str, fit: FitResult) -> None:

@@ -147,7 +147,7 @@ def test_bad_points_are_refused_by_row(tmp_path: Path, text: str, message: str) 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"budgets": []}, r"sweep.budgets=\[\] must list at least 1"),
+        ({"budgets": []}, r"sweep.budgets=\[\] must list at least one"),
         ({"budgets": [0.0]}, r"sweep.budgets holds 0.0; every entry must be a positive number"),
         ({"budgets": [-1e12]}, r"sweep.budgets holds -1000"),
         ({"budgets": [math.nan]}, r"sweep.budgets holds nan"),

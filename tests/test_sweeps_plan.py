@@ -153,7 +153,7 @@ def test_a_point_off_its_budget_is_refused_by_name(plan: Callable[..., Answer]) 
         (["sweep.budgets=[0]"], "sweep.budgets holds 0.0; every entry must be a positive number"),
         (["sweep.budgets=[-1e12]"], "sweep.budgets holds -1000000000000.0"),
         (["sweep.budgets=[nan]"], "sweep.budgets holds nan"),
-        (["sweep.budgets=[]"], "sweep.budgets=[] must list at least 1"),
+        (["sweep.budgets=[]"], "sweep.budgets=[] must list at least one"),
         (["sweep.sizes=[1]"], "no shape that is not already taken lies near 1 non-embedding"),
         (["sweep.seeds=[]"], "sweep.seeds=[] must list different whole numbers"),
         (["sweep.seeds=[1,1]"], "sweep.seeds=[1, 1] must list different"),
@@ -162,6 +162,7 @@ def test_a_point_off_its_budget_is_refused_by_name(plan: Callable[..., Answer]) 
         (["sweep.axes={sweep.seeds: [1]}"], "sweep.axes: 'sweep.seeds' cannot differ between points"),
         (["sweep.axes={optim.lr: 3}"], "sweep.axes: 'optim.lr' has 3; give a list"),
         (["sweep.axes={optim.lr: [high]}"], "sweep.axes: optim.lr='high' is refused"),
+        (["sweep.axes.trainer.micro_batch=[1,2]"], "two points are the same run, c1e10-n3.1k"),
         (["data.tokens=1e5"], "data.max_epochs=1; lower sweep.budgets"),
         (["optim.lr=0"], "optim.lr=0.0 must be a positive number"),
         (["optim.lr=nan"], "optim.lr=nan must be a positive number"),
@@ -206,13 +207,37 @@ def test_a_root_that_cannot_be_written_is_a_machine_fault(isoflop: Command, tmp_
 def test_corpora_are_made_once_and_pinned(isoflop: Command, tmp_path: Path) -> None:
     arguments = ("plan", "sweep=smoke", f"root={tmp_path}", "format=json")
     first = isoflop(*arguments).json
-    pins = json.loads((tmp_path / "smoke" / "corpora.json").read_text())["pins"]
-    (corpus,) = pins.values()
+    pins = json.loads((tmp_path / "smoke" / "pins.json").read_text())["pins"]
+    (corpus,) = [value for key, value in pins.items() if key.startswith("zipf_facts-")]
     made = (tmp_path / "corpora" / corpus / "header.json").stat().st_mtime_ns
     assert isoflop(*arguments).json == first
     assert (tmp_path / "corpora" / corpus / "header.json").stat().st_mtime_ns == made
     isoflop("plan", "sweep=smoke", f"root={tmp_path}", "sweep.name=other")
     assert len(list((tmp_path / "corpora").iterdir())) == 1, "another sweep with the same data shares the corpus"
+
+
+def test_auto_keeps_its_meaning_on_another_machine(
+    plan: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = plan().json
+    for other in (True, False):
+        monkeypatch.setattr("sweeps.recipes._cpu_multiplies_bf16", lambda answer=other: answer)
+        assert plan().json == first
+
+
+def test_a_share_of_0_85_lies_in_the_last_15_percent() -> None:
+    from test_conf import composed
+
+    from sweeps.design import Target
+    from sweeps.recipes import make_recipe, make_runtime
+    from trainer.shape import Shape
+
+    config = composed("sweep=smoke")
+    shape = Shape(layers=1, d_model=16, heads=1, head_size=16, ffw=64, vocabulary=256, sequence=96)
+    for tokens in range(50_000, 60_000, 480):
+        recipe = make_recipe(config, Target(shape, tokens), 0, "corpus")
+        steps = make_runtime(config, recipe).eval_steps
+        assert sum(step / recipe.steps >= 0.85 for step in steps) == 3
 
 
 def test_throughput_of_the_nearest_size_is_expected() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from trainer.lock import holder
 
 Command = Callable[..., Answer]
 ISOFLOP = [sys.executable, "-m", "sweeps.cli"]
+FIXED = ["fit.replicates=50", "cluster.workers=2"]
 UNSPECIFIED = ["data=unspecified", "data.sequence=96", "data.vocabulary=256"]
 
 
@@ -37,7 +39,16 @@ def folder(tmp_path: Path) -> Iterator[SweepFolder]:
 
 def smoke(folder: SweepFolder, *overrides: str) -> list[str]:
     """The smoke sweep with the law's trainer."""
-    return ["sweep=smoke", f"root={folder.root}", *UNSPECIFIED, LAW_TRAINER, "fit.replicates=50", *overrides]
+    return ["sweep=smoke", f"root={folder.root}", *UNSPECIFIED, LAW_TRAINER, *FIXED, *overrides]
+
+
+def gated(folder: SweepFolder) -> tuple[str, Path]:
+    """A trainer that waits until the path exists before it answers, as an override, and the path."""
+    script, gate = folder.root / "gated.sh", folder.root / "gate"
+    script.write_text(
+        f'while [ ! -e {gate} ]; do sleep 0.05; done; exec {sys.executable} -m trainer.examples.law_trainer "$1"\n'
+    )
+    return f'trainer.command="sh {script} {{folder}}"', gate
 
 
 def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
@@ -234,15 +245,15 @@ def test_torn_lines_spoil_only_themselves(isoflop: Command, folder: SweepFolder)
 
 def test_a_worker_killed_outright_is_replaced(isoflop: Command, folder: SweepFolder) -> None:
     """The next reconcile takes its runs up; a trainer that outlived it is ended first."""
-    script = folder.root / "slow.sh"
-    script.write_text(f'sleep 6; exec {sys.executable} -m trainer.examples.law_trainer "$1"\n')
-    slow = smoke(folder, f'trainer.command="sh {script} {{folder}}"', "sweep.budgets=[1e10]", "sweep.sizes=2")
+    trainer, gate = gated(folder)
+    slow = smoke(folder, trainer, "sweep.budgets=[1e10]", "sweep.sizes=2")
     isoflop("submit", *slow)
-    until(lambda: sum(holder(run.path) is not None for run in folder.runs()) == 2)
+    until(lambda: len(list(folder.path.glob("*/trainer.json"))) == 2)
     for job in live_jobs(folder):
         who = holder(job)
         if who is not None:
             os.kill(who.pid, signal.SIGKILL)
+    threading.Timer(6, gate.touch).start()  # the orphans wait at the gate while their runs are taken up
     said = isoflop("run", *slow)
     assert said.code == 0, said.err
     assert all(len(records) == 1 for records in finals(folder).values()), "no orphan wrote beside the new trainer"
@@ -292,15 +303,74 @@ def test_ctrl_c_stops_the_workers_and_the_next_run_continues(folder: SweepFolder
 
 
 def test_workers_outlive_the_terminal(folder: SweepFolder) -> None:
-    script = folder.root / "slow.sh"
-    script.write_text(f'sleep 0.3; exec {sys.executable} -m trainer.examples.law_trainer "$1"\n')
-    command = [*ISOFLOP, "submit", *smoke(folder, f'trainer.command="sh {script} {{folder}}"')]
-    submitter = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
-    submitter.communicate(timeout=60)  # returns although the workers live: they do not hold our pipe
+    trainer, gate = gated(folder)
+    shell = ["bash", "-c", '"$@"; kill -HUP 0; kill -INT 0', "shell", *ISOFLOP, "submit", *smoke(folder, trainer)]
+    terminal = subprocess.Popen(shell, stderr=subprocess.PIPE, start_new_session=True)
+    terminal.communicate(timeout=60)  # returns although the workers live: they do not hold our pipe
     assert live_jobs(folder)
-    os.killpg(submitter.pid, signal.SIGHUP)
-    os.killpg(submitter.pid, signal.SIGINT)
+    gate.touch()
     until(lambda: len(finals(folder)) == 12)
+
+
+def test_a_lost_worker_is_replaced_while_another_works(isoflop: Command, folder: SweepFolder) -> None:
+    trainer, gate = gated(folder)
+    isoflop("submit", *smoke(folder, trainer))
+    until(lambda: len(list(folder.path.glob("*/trainer.json"))) == 2)
+    first, second = live_jobs(folder)
+    lost = holder(first)
+    assert lost is not None
+    os.kill(lost.pid, signal.SIGKILL)
+    until(lambda: set(live_jobs(folder)) == {second})
+    again = isoflop("submit", *smoke(folder, trainer), "format=json").json
+    assert again["submitted"] == [], "the other worker still has every run on its list"
+    assert len(again["jobs"]) == 1
+    gate.touch()
+    until(lambda: len(finals(folder)) == 12)
+
+
+def test_run_replaces_lost_workers_but_not_what_was_cancelled(isoflop: Command, folder: SweepFolder) -> None:
+    trainer, gate = gated(folder)
+    command = subprocess.Popen(
+        [*ISOFLOP, "run", *smoke(folder, trainer)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    until(lambda: len(list(folder.path.glob("*/trainer.json"))) == 2)
+    isoflop("cancel", *smoke(folder), "point=c4e10")
+    until(lambda: sum(p["cause"] == "cancelled" for p in states(isoflop, folder)) == 4)
+    for job in live_jobs(folder):
+        who = holder(job)
+        if who is not None:
+            os.kill(who.pid, signal.SIGKILL)
+    gate.touch()
+    assert command.communicate(timeout=120) and command.returncode == 0
+    shown = states(isoflop, folder)
+    assert {p["state"] for p in shown if p["budget"] != 4e10} == {"done"}
+    assert {p["cause"] for p in shown if p["budget"] == 4e10} == {"cancelled"}
+    again = isoflop("run", *smoke(folder, trainer))
+    assert again.code == 0
+    assert {p["state"] for p in states(isoflop, folder)} == {"done"}
+
+
+def test_a_finished_point_is_not_trained_again(isoflop: Command, folder: SweepFolder) -> None:
+    for _ in range(2):
+        assert isoflop("train", *smoke(folder), "point=c1e10-n3").code == 0
+    (run,) = folder.runs()
+    assert len(run.attempts()) == 1
+    assert len(finals(folder)[run.run_id]) == 1
+
+
+def test_progress_between_kills_is_no_loop(isoflop: Command, folder: SweepFolder) -> None:
+    """Attempts that vanish, each further on than the one before, do not make a point fail."""
+    isoflop("train", *smoke(folder), "point=c1e10-n3")
+    (run,) = folder.runs()
+    (run.path / "points.jsonl").unlink()
+    for step in range(6):
+        run.start_attempt("killed", step * 10)
+    (point,) = [p for p in states(isoflop, folder) if p["run_id"] == run.run_id]
+    assert point["state"] == "planned"
+    for _ in range(5):
+        run.start_attempt("killed", 50)
+    (point,) = [p for p in states(isoflop, folder) if p["run_id"] == run.run_id]
+    assert (point["state"], point["attempts"]) == ("failed", 12)
 
 
 def test_hundreds_of_points_take_seconds(isoflop: Command, folder: SweepFolder, whole: bool) -> None:
@@ -340,7 +410,9 @@ def test_clean_frees_checkpoints_of_done_points(isoflop: Command, folder: SweepF
     isoflop("run", *smoke(folder, "trainer.command=null", "data=zipf_facts", "sweep.budgets=[1e10]", "sweep.sizes=2"))
     assert all(list(run.checkpoints.iterdir()) for run in folder.runs())
     losses = {run: records[0]["loss"] for run, records in finals(folder).items()}
+    isoflop("clean", *smoke(folder, "trainer.keep=last"))
+    assert all(len(list(run.checkpoints.iterdir())) == 1 for run in folder.runs())
     said = isoflop("clean", *smoke(folder, "trainer.keep=none"))
-    assert "in 2 done runs (trainer.keep=none)" in said.err
+    assert "in 2 ended runs (trainer.keep=none)" in said.err
     assert not any(run.checkpoints.exists() for run in folder.runs())
     assert {run: records[0]["loss"] for run, records in finals(folder).items()} == losses

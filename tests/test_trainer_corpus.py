@@ -18,7 +18,7 @@ import pytest
 
 from trainer import python_source, zipf_facts
 from trainer.config import DataConfig, Source
-from trainer.corpus import describe_corpus, open_corpus, prepare_corpus
+from trainer.corpus import corpus_key, open_corpus, prepare_corpus, unspecified_corpus
 from trainer.errors import MachineFault, UserError
 from trainer.shards import Tokens
 
@@ -239,7 +239,7 @@ def test_user_tokens_are_read_in_place(tmp_path: Path, dtype: str) -> None:
     folder = tmp_path / "root" / "corpora" / corpus.id
     assert [path.name for path in folder.iterdir()] == ["header.json"], "nothing is copied"
     assert json.loads((folder / "header.json").read_text())["folder"] == str(mine)
-    assert describe_corpus(tokens_of(mine), tmp_path / "nowhere") == describe_corpus(tokens_of(mine), tmp_path / "root")
+    assert corpus_key(tokens_of(mine)) != corpus_key(tokens_of(tmp_path))
 
 
 def test_user_tokens_are_known_by_content(tmp_path: Path) -> None:
@@ -308,7 +308,6 @@ def test_a_header_that_is_none(tmp_path: Path, text: str | None, said: str) -> N
     if text is not None:
         (tmp_path / "header.json").write_text(text)
     assert said in refused(lambda: prepare_corpus(tokens_of(tmp_path), tmp_path))
-    assert said in refused(lambda: describe_corpus(tokens_of(tmp_path), tmp_path))
 
 
 def test_the_place_of_a_token_outside_the_vocabulary(tmp_path: Path) -> None:
@@ -368,22 +367,18 @@ def test_more_shards_than_may_be_mapped_at_once(tmp_path: Path) -> None:
 
 def test_unspecified_data_can_be_planned_and_not_trained_on(tmp_path: Path) -> None:
     config = DataConfig(source=Source.unspecified, vocabulary=32_000, tokens=1e12)
-    facts = describe_corpus(config, tmp_path)
-    assert facts is not None
+    facts = unspecified_corpus(config)
     assert (facts.id, facts.vocabulary, facts.train_tokens) == ("unspecified-v32000", 32_000, 10**12)
     assert "data.source=unspecified has no tokens to train on" in refused(lambda: prepare_corpus(config, tmp_path))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_corpus_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert describe_corpus(ZIPF, tmp_path) is None
     corpus = prepare_corpus(ZIPF, tmp_path)
-    facts = describe_corpus(ZIPF, tmp_path)
-    assert facts is not None
-    assert facts.id == corpus.id
     monkeypatch.setattr(zipf_facts, "make", None)
     again = DataConfig(source=Source.zipf_facts, tokens=30_001, seed=3, sequence=64, eval_windows=7, max_epochs=2)
     assert prepare_corpus(again, tmp_path).id == corpus.id, "windows and epochs do not decide the content"
+    assert corpus_key(again) == corpus_key(ZIPF) != corpus_key(DataConfig(source=Source.zipf_facts, tokens=30_001))
     assert open_corpus(tmp_path, corpus.id).train_tokens == 30_001
 
 
@@ -417,7 +412,7 @@ def test_a_killed_maker_leaves_no_corpus_and_its_rest_is_cleared(tmp_path: Path)
     left = [path.name for path in (tmp_path / "corpora").iterdir()]
     assert len(left) == 1
     assert left[0].startswith(".making-")
-    assert describe_corpus(ZIPF, tmp_path) is None
+
     corpus = prepare_corpus(ZIPF, tmp_path)
     assert [path.name for path in (tmp_path / "corpora").iterdir()] == [corpus.id]
 

@@ -183,7 +183,7 @@ class DeviceConfig:
     flops_per_second: float = 1e11
     """Peak of one device in the precision of training."""
     utilisation: float = 0.5
-    """Share of the peak that training reaches; the plan uses it until the root holds measured runs."""
+    """Share of the peak that training reaches; the plan uses it until the sweep has done runs to go by."""
     memory_gb: float = 8.0
     price_per_hour: float = 0.0
     """Of one device."""

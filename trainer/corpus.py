@@ -111,25 +111,29 @@ def prepare_corpus(config: DataConfig, root: Path, progress: Progress | None = N
     return corpus
 
 
-def describe_corpus(config: DataConfig, root: Path) -> CorpusFacts | None:
-    """What is known of the corpus before anything is made; None if that is nothing.
+def unspecified_corpus(config: DataConfig) -> CorpusFacts:
+    """What a plan takes a corpus to be that lies elsewhere.
 
     Raises
     ------
     UserError
-        If the settings or the user's header are wrong.
+        If its tokens are no whole number.
     """
-    if config.source is Source.unspecified:
-        tokens = _whole(config.tokens, "how many training tokens the data will have")
-        return CorpusFacts(id=f"unspecified-v{config.vocabulary}", vocabulary=config.vocabulary, train_tokens=tokens)
-    if config.source is Source.tokens:
-        corpus_id, header, _ = _read_tokens(_token_folder(config))
-    else:
-        found = _find(_spec(config), root / "corpora")
-        if found is None:
-            return None
-        corpus_id, header = found["id"], Header.from_dict(found)
-    return CorpusFacts(id=corpus_id, vocabulary=header.vocabulary, train_tokens=header.tokens["train"])
+    tokens = _whole(config.tokens, "how many training tokens the data will have")
+    return CorpusFacts(id=f"unspecified-v{config.vocabulary}", vocabulary=config.vocabulary, train_tokens=tokens)
+
+
+def corpus_key(config: DataConfig) -> str:
+    """The settings that decide a corpus's content, in one word: what a sweep pins its corpus under.
+
+    Raises
+    ------
+    UserError
+        If a setting is wrong.
+    """
+    settings = {"path": str(_token_folder(config))} if config.source is Source.tokens else _spec(config)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+    return f"{config.source.value}-{digest}"
 
 
 def open_corpus(root: Path, corpus_id: str) -> Corpus:

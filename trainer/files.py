@@ -94,7 +94,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in raw.splitlines():
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=lambda name: None)  # NaN and infinities are no JSON
         except ValueError:  # a write cut short by a kill
             continue
         if isinstance(record, dict):

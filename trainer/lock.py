@@ -1,7 +1,8 @@
 """One writer per folder, also where flock means nothing: a lock file made by link(2), and a heartbeat beside it.
 
-A lock is dead when its process is known to be gone (same machine) or when its heartbeat has not moved for
-``STALE_SECONDS`` (another machine). A dead lock is taken over by renaming it away, which only one taker can do.
+A lock is dead when its process is known to be gone (same machine) or when its heartbeat is older than ``STALE_SECONDS``
+by this machine's clock (another machine; clocks must agree that well). A dead lock is taken over by renaming it away,
+which only one taker can do.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def process_birth(pid: int) -> str | None:
         except PermissionError:
             pass
         return ""
-    except (OSError, PermissionError):
+    except ProcessLookupError:  # it went while we looked
+        return None
+    except OSError:
         return ""
     return None if fields[0] in "ZX" else f"{_boot()}/{fields[19]}"  # a zombie holds nothing
 
@@ -102,6 +105,10 @@ def _takers_in_turn(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+class LockLost(Exception):
+    """The lock was taken away from its holder, who must write nothing more."""
 
 
 class Lock:
@@ -157,6 +164,9 @@ class Lock:
                         self._touch()
                         return True
                     found = _read(path)
+                    if found is not None and found.token == self._me.token:
+                        self._touch()  # NFS may call a link that it made twice a failure
+                        return True
                     if found is not None and _lives(self.folder, found):
                         return False
                     self._clear_dead(path, found)

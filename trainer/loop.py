@@ -27,6 +27,7 @@ from trainer.config import DeviceKind, Keep, Precision
 from trainer.corpus import Corpus, open_corpus
 from trainer.errors import MachineFault, UserError
 from trainer.kernels import Attention, tune_attention
+from trainer.lock import LockLost
 from trainer.model import Transformer, initial_params, matrix_params
 from trainer.runfolder import DIVERGED, DONE, RunConfig, RunFolder, final_record
 from trainer.schedule import rate_factor
@@ -76,6 +77,9 @@ def train(
     tracker = open_tracker(folder.path, config, attempt=attempt, job=job)
     try:
         outcome = run.go(attempt, tracker, should_stop)
+    except LockLost:
+        tracker.finish(False)
+        raise
     except BaseException as error:
         with suppress(MachineFault):  # the disk that failed the run may fail this line too
             folder.end_attempt(attempt, f"exception: {_last_line(error)}")
@@ -224,9 +228,9 @@ class _Run:
             loss=loss,
             verdict=verdict,
             bits_per_byte=bits,
+            unique_tokens=min(tokens, self.corpus.train_tokens),
             attempt=attempt,
         )
-        record["unique_tokens"] = min(tokens, self.corpus.train_tokens)
         self.folder.write_point(record)
         tracker.summary({"verdict": verdict, "loss": loss, "bits_per_byte": bits, "final_tokens": tokens})
         return verdict

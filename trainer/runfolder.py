@@ -13,10 +13,16 @@
 
 A metrics row: ``step`` (0-based index of the update), ``tokens`` and ``flops`` after it, ``train_loss`` (mean since the
 last row), ``val_loss`` (where measured), ``lr``, ``grad_norm``, ``tokens_per_second``, ``attempt``, ``time``.
+
+A final record must have ``schema`` (1), ``run_id``, ``point_id`` (of ``points`` in config.yaml), ``verdict`` (``done``,
+``diverged`` or ``failed: <cause>``), ``tokens`` (trained, a whole number); a done one also ``horizon`` (the tokens
+asked for, reached) and ``loss`` (nats per token, a number). ``bits_per_byte`` and ``flags`` are welcome. What follows
+from the config (parameters, FLOPs, batch, ...) is added by readers; :func:`final_record` writes it all.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import socket
@@ -26,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.config import DeviceKind, Keep, TrackingConfig, plain
+from trainer.config import Backend, DeviceKind, Keep, TrackingConfig, WandbMode, plain
 from trainer.errors import UserError
 from trainer.files import append_line, read_lines, read_yaml, write_whole, write_yaml
 from trainer.recipe import SCHEMA, Recipe, check_schema
@@ -35,6 +41,8 @@ from trainer.shape import FlopCount
 DONE, DIVERGED = "done", "diverged"
 FAILED = "failed: "
 """A failed verdict is this plus its cause."""
+LOST = "lost: killed, or the machine went down"
+"""Why an attempt without a last line ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +62,6 @@ class Runtime:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Runtime:
         """Back from :func:`trainer.config.plain`."""
-        from trainer.config import Backend, WandbMode
-
         tracking = dict(raw["tracking"])
         tracking["backend"] = Backend(tracking["backend"])
         tracking["mode"] = WandbMode(tracking["mode"])
@@ -247,12 +253,8 @@ class RunFolder:
     def forget_failure(self) -> None:
         """Drop failed final records, so that the run is tried again; measured points stay."""
         kept = [record for record in self.points().values() if not record["verdict"].startswith(FAILED)]
-        for record in kept:
-            record.pop("_", None)
         path = self.path / "points.jsonl"
         if kept:
-            import json
-
             write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
         else:
             path.unlink(missing_ok=True)
@@ -266,6 +268,7 @@ def final_record(
     loss: float | None,
     verdict: str,
     bits_per_byte: float | None = None,
+    unique_tokens: int | None = None,
     flags: Sequence[str] = (),
     attempt: int = 0,
 ) -> dict[str, Any]:
@@ -279,6 +282,8 @@ def final_record(
         Final validation loss in nats per token; None where the run did not reach one.
     verdict
         ``done``, ``diverged`` or ``failed: <cause>``.
+    unique_tokens
+        Distinct training tokens seen; None where none was repeated.
     """
     recipe, shape = config.recipe, config.recipe.model
     return {
@@ -297,7 +302,7 @@ def final_record(
         "params_embedding": shape.params_embedding,
         "params_head": shape.params_head,
         "tokens": tokens,
-        "unique_tokens": tokens,
+        "unique_tokens": tokens if unique_tokens is None else unique_tokens,
         **{f"flops_{count.value}": shape.flops(tokens, count) for count in FlopCount},
         "steps": recipe.steps,
         "batch": recipe.optim.batch,
@@ -314,16 +319,30 @@ def final_record(
     }
 
 
+def lost_in_a_row(attempts: Sequence[Mapping[str, Any]]) -> int:
+    """How many of the last attempts vanished at one and the same step."""
+    count = 0
+    for attempt in reversed(attempts):
+        vanished = str(attempt.get("why", LOST)).startswith("lost:")
+        if not vanished or attempt.get("resume_step") != attempts[-1].get("resume_step"):
+            break
+        count += 1
+    return count
+
+
 def finite_or_none(value: Any) -> Any:
     """NaN and infinities as None, which JSON can hold."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_final(record: Mapping[str, Any], run_id: str) -> bool:
-    verdict = record.get("verdict")
+    verdict, tokens = record.get("verdict"), record.get("tokens")
     if record.get("run_id") != run_id or not isinstance(record.get("point_id"), str) or not isinstance(verdict, str):
         return False
+    if not isinstance(record.get("schema"), int) or not isinstance(tokens, int):
+        return False
     if verdict == DONE:
-        loss, tokens, horizon = record.get("loss"), record.get("tokens"), record.get("horizon")
-        return isinstance(loss, float) and isinstance(tokens, int) and isinstance(horizon, int) and tokens >= horizon
+        loss, horizon = record.get("loss"), record.get("horizon")
+        measured = isinstance(loss, int | float) and math.isfinite(loss)
+        return measured and isinstance(horizon, int) and tokens >= horizon
     return verdict == DIVERGED or verdict.startswith(FAILED)

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from analysis.bootstrap import resample
 from analysis.config import Resample
+from analysis.fits import Refused
 from analysis.parametric import fit_parametric, refit_parametric
-from analysis.result import Refused
 
 DELTA = 1e-3
 

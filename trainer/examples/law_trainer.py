@@ -1,4 +1,4 @@
-"""An external trainer in thirty lines: it "trains" by asking Hoffmann's law, so a sweep of hundreds takes seconds.
+"""An external trainer in fifty lines: it "trains" by asking Hoffmann's law, so a sweep of hundreds takes seconds.
 
     isoflop run sweep=chinchilla 'trainer.command="python -m trainer.examples.law_trainer {folder}"'
 
