@@ -81,8 +81,7 @@ def _isoflop(rows: Rows, weights: Floats, config: FitConfig) -> Isoflop | Refuse
     if isinstance(fit, Refused):
         return fit
     values, found = refit_isoflop(rows.params, rows.tokens, rows.loss, weights, fit)
-    shares = 1 - found.mean(axis=0) if len(found) else ()
-    lost = {parabola.budget: float(share) for parabola, share in zip(fit.accepted, shares, strict=bool(len(found)))}
+    lost = {at.budget: float(1 - kept.mean()) for at, kept in zip(fit.accepted, found.T, strict=True) if len(kept)}
     return Isoflop(fit=fit, lost=lost, **_common(fit.laws, values, rows, config))
 
 

@@ -120,24 +120,28 @@ def _predict(fit: StoredFit, name: str, approach: Mapping[str, Any], given: str,
         for key in point
     }
     numbers[given] = Estimate(value=value)
-    if replicas is None or numbers["tokens" if given != "tokens" else "params"].low is None:
+    other = numbers["tokens" if given != "tokens" else "params"]
+    if other.value is None:
+        statement = f"Not known: there is no optimum at {given}={value:g} that a floating-point number can hold."
+    elif replicas is None or other.low is None:
         statement = "No intervals: the fit keeps no or too few replicates."
     else:
         statement = (
             f"{100 * interval['level']:g}% intervals; {interval['method']}; of the optimum, not of a single run."
         )
-    if name != "parametric" and numbers["loss"].value is None:
+    if name != "parametric" and numbers["loss"].value is None and other.value is not None:
         statement += " The loss is not known: C lies outside the budgets of this approach."
     return Prediction(by=name, conventions=conventions, statement=statement, **numbers)
 
 
 def _by_surface(theta: Floats, cost: Cost, given: str, value: float) -> dict[str, Floats]:
     """C, N, D and L from Approach 3."""
+    solve = {"flops": optimum, "params": optimum_for_params, "tokens": optimum_for_tokens}[given]
+    with np.errstate(over="ignore"):  # what is not finite is not known
+        first, other, loss = solve(theta, cost, value)
     if given == "flops":
-        n, d, loss = optimum(theta, cost, value)
-        return {"flops": np.full_like(n, value), "params": n, "tokens": d, "loss": loss}
-    solve = optimum_for_params if given == "params" else optimum_for_tokens
-    c, other, loss = solve(theta, cost, value)
+        return {"flops": np.full_like(first, value), "params": first, "tokens": other, "loss": loss}
+    c = first
     own = np.full_like(c, value)
     n, d = (own, other) if given == "params" else (other, own)
     return {"flops": c, "params": n, "tokens": d, "loss": loss}
@@ -155,7 +159,7 @@ def _by_laws(laws: Floats, span: tuple[float, float], given: str, value: float) 
 
 
 def _estimate(point: float, replicas: Floats | None, level: float) -> Estimate:
-    if not np.isfinite(point):
+    if not 0 < point < np.inf:
         return Estimate(value=None)
     return Estimate(value=point) if replicas is None else percentile(replicas, point, level)
 

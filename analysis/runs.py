@@ -79,15 +79,8 @@ def _folders(root: Path, sweep: str) -> list[RunFolder]:
 
 def _completed(config: RunConfig, record: dict[str, Any]) -> dict[str, Any]:
     """A final record with what follows from the config, which other people's trainers need not write."""
-    tokens = record.get("tokens")
-    known = final_record(
-        config,
-        point_id=record["point_id"],
-        tokens=tokens if isinstance(tokens, int) else 0,
-        loss=record.get("loss"),
-        verdict=record["verdict"],
-    )
-    return known | record
+    point, tokens, verdict = record["point_id"], record["tokens"], record["verdict"]
+    return final_record(config, point_id=point, tokens=tokens, loss=record.get("loss"), verdict=verdict) | record
 
 
 def _point(record: dict[str, Any]) -> dict[str, Any]:

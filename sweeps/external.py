@@ -1,5 +1,7 @@
 """Runs trained by somebody else's program: ``trainer.command`` gets the run folder and keeps its contract.
 
+In the command ``{folder}`` is the run folder and ``{python}`` the interpreter that isoflop runs under.
+
 The program finds the recipe in ``config.yaml``, appends rows to ``metrics.jsonl`` and one final record per point to
 ``points.jsonl`` (see :mod:`trainer.runfolder`; ``trainer/examples/law_trainer.py`` does it in fifty lines). It may
 find its own checkpoints in the folder when it is started again; on SIGTERM it should save one and leave.
@@ -13,6 +15,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -44,7 +47,10 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
     ExternalTrainerError
         If it cannot start, or ends by itself without a valid final record for every point.
     """
-    command = [part.replace("{folder}", str(folder.path)) for part in shlex.split(config.recipe.command or "")]
+    filled = {"{folder}": str(folder.path), "{python}": sys.executable}
+    command = shlex.split(config.recipe.command or "")
+    for placeholder, value in filled.items():
+        command = [part.replace(placeholder, value) for part in command]
     _end_orphan(folder)
     rows = folder.metrics()
     attempt = folder.start_attempt(job, rows[-1]["step"] + 1 if rows else 0)

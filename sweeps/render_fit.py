@@ -20,7 +20,7 @@ def fit_json(fits: Sequence[FitResult], *, grouped: bool) -> None:
 
 def print_fit(fit: FitResult) -> None:
     """Exponents under each N convention, optima per budget, and what to beware of."""
-    level = f"{fit.interval.level:.0%}"
+    level = f"{100 * fit.interval.level:g}%"
     shown = table("<approach", "<N counts", "<a: N* ~ C^a", "<b: D* ~ C^b", "<remark",
                   title=f"Exponents with {level} intervals; C by the {fit.primary.conventions.flops} count, "
                   f"{len(fit.primary.rows)} points, {len(fit.excluded)} left out")  # fmt: skip

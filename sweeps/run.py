@@ -114,12 +114,20 @@ def _body(raw: DictConfig) -> int:
 def report_failures(states: Sequence[PointState]) -> int:
     """Say what failed and why; returns the exit code it makes."""
     failed = [state for state in states if state.state is State.failed]
-    for state in failed:
-        say(f"failed: {state.point_id}: {state.cause}")
-    for state in states:
-        if state.state is State.diverged:
-            say(f"diverged, and left out of the fit: {state.point_id}")
+    for cause, names in by_cause(failed).items():
+        say(f"failed: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {cause}")
+    diverged = [state.point_id for state in states if state.state is State.diverged]
+    if diverged:
+        say(f"diverged, and left out of the fit: {', '.join(diverged)}")
     return 1 if failed else 0
+
+
+def by_cause(failed: Sequence[PointState]) -> dict[str | None, list[str]]:
+    """Point ids by what they failed of."""
+    found: dict[str | None, list[str]] = {}
+    for state in failed:
+        found.setdefault(state.cause, []).append(state.point_id)
+    return found
 
 
 HELP = """isoflop run [sweep=NAME] [key=value ...]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-LAW_TRAINER = f'trainer.command="{sys.executable} -m trainer.examples.law_trainer {{folder}}"'
+LAW_TRAINER = 'trainer.command="{python} -m trainer.examples.law_trainer {folder}"'
 """The external trainer that answers from a law in a tenth of a second."""
 
 

@@ -9,12 +9,14 @@ import pandas as pd
 import pytest
 from analysis_surfaces import A_TRUE, ALPHA, BETA, isoflop_design, tables
 
-from analysis.clean import keep_where
+from analysis.backtest import backtest
+from analysis.clean import keep_where, split
 from analysis.config import FitConfig, Resample
 from analysis.csvfile import read_csv
 from analysis.fit import fit_tables
 from analysis.fits import Refused
 from analysis.laws import find_law
+from analysis.parametric import refit_parametric
 from analysis.predict import NO_INTERVAL, predict_fit, predict_law
 from analysis.result import Backtest, Envelope, FitResult, Isoflop, Parametric
 from analysis.store import read_fit, write_fit
@@ -186,6 +188,11 @@ def test_flops_conventions() -> None:
     n, d, flops, loss = isoflop_design(np.geomspace(1e18, 1e21, 4))
     made = tables(n, d, flops, loss, flops_chinchilla=flops * 1.1, flops_6nd=6 * n * d)
     assert fit_tables(made, replace(QUICK, flops="chinchilla")).primary.rows.flops == pytest.approx(flops * 1.1)
+    most = tables(n, d, np.where(np.arange(len(n)) < 3, flops, np.nan), loss, flops_logged=flops, flops_6nd=flops)
+    assert fit_tables(most, QUICK).primary.conventions.flops == "logged"  # the first of the two that every row has
+    written = [fit_tables(made, replace(QUICK, flops=spelling)).primary for spelling in ("sixnd", "6nd")]
+    assert [fit.conventions.flops for fit in written] == ["6nd", "6nd"]
+    assert written[0].rows.flops == pytest.approx(6 * n * d)
     with pytest.raises(UserError, match=r"fit\.flops=flopz is not a way to count FLOPs; choose auto, matmul"):
         fit_tables(made, replace(QUICK, flops="flopz"))
 
@@ -242,6 +249,28 @@ def test_backtest_foretells_the_largest_budget(result: FitResult) -> None:
     assert len(back.measured) == len(back.low) == 9 and (back.low < back.high).all()
 
 
+def test_the_backtest_draws_what_the_fit_draws() -> None:
+    """A cluster to each point makes clusters the same as cases."""
+    alone = [f"run{i:03d}" for i in range(45)]
+    drawn = [
+        fit_tables(_sweep(cluster_id=alone), replace(QUICK, resample=how)).backtest
+        for how in (Resample.clusters, Resample.cases)
+    ]
+    assert isinstance(drawn[0], Backtest) and isinstance(drawn[1], Backtest)
+    assert drawn[0].low == pytest.approx(drawn[1].low) and drawn[0].high == pytest.approx(drawn[1].high)
+
+
+def test_a_backtest_of_few_replicates_is_refused(monkeypatch: pytest.MonkeyPatch, result: FitResult) -> None:
+    def few(*arguments: object) -> tuple[np.ndarray, np.ndarray]:
+        theta, good = refit_parametric(*arguments)  # type: ignore[arg-type]
+        return theta, good & (np.arange(len(good)) < 7)
+
+    monkeypatch.setattr("analysis.backtest.refit_parametric", few)
+    back = backtest(result.primary.rows, QUICK)
+    assert isinstance(back, Refused)
+    assert back.reason.startswith("only 7 of 120 replicates gave a fit")
+
+
 def test_parameter_intervals_are_no_prediction_intervals(shared_data: Path) -> None:
     source = keep_where(read_csv(shared_data / "chinchilla_fig4_left_epoch.csv"), "epoch_fit_sample == 1")
     fit = fit_tables(source, QUICK)
@@ -259,6 +288,43 @@ def test_training_losses_serve_where_validation_is_missing() -> None:
     fit = fit_tables(replace(sweep, curves=curves), QUICK)
     assert isinstance(fit.primary.envelope, Envelope)
     assert any("training losses" in note for note in fit.notes)
+
+
+def test_replicates_that_lose_a_budget_are_counted_and_said(result: FitResult) -> None:
+    n, d, flops, loss = isoflop_design(np.geomspace(1e18, 1e21, 5), sizes=9, spacing=1.4, noise=0.002)
+    loss[:9] *= np.exp(0.03 * np.random.default_rng(3).standard_normal(9))  # the least budget's valley is hardly one
+    fit = fit_tables(tables(n, d, flops, loss), QUICK)
+    two = fit.primary.isoflop
+    assert isinstance(two, Isoflop) and len(two.lost) == len(two.fit.accepted) == 5
+    shares = list(two.lost.values())
+    assert shares[0] > 0.05 and max(shares[1:]) < 0.05
+    said = [text for text in fit.warnings if "have no minimum in more than 5% of the replicates" in text]
+    assert len(said) == 1 and f"1e18 ({shares[0]:.0%})" in said[0] and "1e21" not in said[0]
+    stored = fit.to_dict()["approaches"]["isoflop"]["parabolas"]
+    assert [at["replicates_lost"] for at in stored] == shares
+    assert not any("have no minimum" in text for text in result.warnings)
+
+
+def test_one_law_through_several_values_of_an_axis_is_warned_of() -> None:
+    rates = {"axis.optim.lr": np.tile([1e-3, 3e-3, 1e-2], 15), "axis.optim.clip": 1.0}
+    mixed = _sweep(**rates)
+    said = [text for text in fit_tables(mixed, QUICK).warnings if "group_by" in text]
+    assert said == [
+        "One law is fitted to points that differ in optim.lr (3 values); fit each one with group_by=axis.optim.lr."
+    ]
+    for group, part in split(mixed, ["axis.optim.lr"]):
+        assert not any("group_by" in text for text in fit_tables(part, QUICK, group).warnings)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("params", [1e300, 1e-300])
+def test_far_out_a_fit_says_that_it_knows_nothing(folder: Path, params: float) -> None:
+    for said in predict_fit(folder, params=params):
+        assert said.flops.value is None and said.tokens.value is None
+        assert (
+            said.statement
+            == f"Not known: there is no optimum at params={params:g} that a floating-point number can hold."
+        )
 
 
 def test_clusters_are_resampled_together() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,35 @@ def test_run_folders_give_points_and_curves(tmp_path: Path) -> None:
     cleaned = clean(tables, ParamCount.total, "matmul")
     assert cleaned.points["run_id"].tolist() == [done.run_id]
     assert {"diverged", "failed: out of memory"} <= {out.reason for out in cleaned.excluded}
+
+
+def test_a_record_of_required_keys_alone_is_completed_from_the_config(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "corpus1", lr=0.02)
+    config = replace(folder.read_config(), axes={"optim.lr": 0.02, "tracking.tags": ["a", "b"]})
+    folder.write_config(config)
+    recipe, shape = config.recipe, config.recipe.model
+    required = {"schema": 1, "run_id": config.run_id, "point_id": config.run_id, "verdict": "done"}
+    required |= {"tokens": recipe.tokens, "horizon": recipe.tokens, "loss": 3.5}
+    folder.write_point(required | {"params_total": 7})
+    row = read_runs(tmp_path, ["s"]).points.iloc[0]
+    assert (row["sweep"], row["corpus"], row["cluster_id"], row["schedule"]) == (
+        "s",
+        "corpus1",
+        config.run_id,
+        "cosine",
+    )
+    assert (row["lr"], row["batch"], row["steps"], row["unique_tokens"]) == (0.02, 96, 24, recipe.tokens)
+    assert row["params_embedding"] == shape.params_embedding and row["flops_matmul"] == shape.flops(recipe.tokens)
+    assert row["params_total"] == 7  # the record's own word counts
+    assert (row["axis.optim.lr"], row["axis.tracking.tags"]) == (0.02, '["a", "b"]')
+
+
+def test_a_failure_without_a_loss_is_still_a_row(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "corpus1")
+    record = {"schema": 1, "run_id": folder.run_id, "point_id": folder.run_id, "verdict": "failed: no node"}
+    folder.write_point(record | {"tokens": 0})
+    cleaned = clean(read_runs(tmp_path, ["s"]), ParamCount.total, "matmul")
+    assert [(out.row, out.reason) for out in cleaned.excluded] == [(folder.run_id, "failed: no node")]
 
 
 def test_a_sweep_that_is_not_there(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from analysis.laws import Law, LawConfig, find_law, known_laws
+from analysis.predict import predict_law
 from trainer.errors import UserError
 from trainer.shape import FlopCount, ParamCount
 
@@ -87,3 +89,27 @@ def test_the_three_questions_agree_and_the_answer_is_a_minimum(name: str, flops:
     assert law.at_params(at.params).flops == pytest.approx(flops, rel=1e-9)
     assert law.at_tokens(at.tokens).flops == pytest.approx(flops, rel=1e-9)
     assert at.loss <= min(law.loss(at.params * f, at.tokens / f) for f in (0.98, 1.02))
+
+
+@pytest.mark.parametrize(("given", "value"), [("params", 1e300), ("tokens", 1e200), ("params", 1e-300)])
+def test_an_optimum_that_no_float_holds_is_refused(given: str, value: float) -> None:
+    words = (
+        rf"^{given}={re.escape(f'{value:g}')}: the optimum of law=hoffmann2022_tex there, N = 1e-?\d+ and D = 1e-?\d+,"
+    )
+    with pytest.raises(UserError, match=words):
+        predict_law(find_law("hoffmann2022_tex"), **{given: value})
+
+
+def test_a_law_in_other_flops_is_refused_as_its_optima_would_not_be_those() -> None:
+    numbers = {"E": 1.7, "A": 400.0, "B": 400.0, "alpha": 0.3, "beta": 0.3}
+    with pytest.raises(
+        UserError, match=r"law\.flops=matmul: .* so law\.flops must be sixnd; fit with fit\.flops=sixnd"
+    ):
+        Law.from_config(LawConfig(name="ours", flops=FlopCount.matmul, **numbers))
+
+
+def test_a_law_file_with_an_unknown_count_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "law").mkdir()
+    (tmp_path / "law" / "ours.yaml").write_text("{name: ours, E: 1, A: 2, B: 3, alpha: 0.5, beta: 0.5, flops: 6nd}")
+    with pytest.raises(UserError, match=r"ours\.yaml: flops=6nd is not known; choose one of matmul, sixnd, "):
+        find_law("ours", [tmp_path])

@@ -14,6 +14,7 @@ import pytest
 from analysis_surfaces import cosine_curves, isoflop_design, tables
 
 from analysis import views
+from analysis.card import fit_card
 from analysis.config import FitConfig
 from analysis.csvfile import read_csv
 from analysis.fit import fit_tables
@@ -303,3 +304,8 @@ def _points(values: Any) -> list[float]:
         kinds = {"f4": np.float32, "f8": np.float64}
         return np.frombuffer(base64.b64decode(values["bdata"]), kinds[values["dtype"]]).tolist()
     return list(values)
+
+
+def test_the_fit_card_shows_the_losses_own_scatter_where_the_source_gives_it(fit: FitResult) -> None:
+    assert "Loss std" not in fit_card(fit)
+    assert "Loss std" in fit_card(replace(fit, points=fit.points.assign(loss_std=0.004)))

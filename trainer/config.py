@@ -194,7 +194,7 @@ class TrainerConfig:
     """Node ``trainer``: how a run is executed. Nothing here but ``command`` changes what is measured."""
 
     command: str | None = None
-    """An external trainer, e.g. ``python my_trainer.py {folder}``, that keeps the run folder's contract."""
+    """An external trainer that keeps the run folder's contract, e.g. ``{python} my_trainer.py {folder}``."""
     rows: int = 200
     """About how many rows a run logs."""
     eval_at: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75, 0.85, 0.925, 1.0])

@@ -1,6 +1,6 @@
 """An external trainer in fifty lines: it "trains" by asking Hoffmann's law, so a sweep of hundreds takes seconds.
 
-    isoflop run sweep=chinchilla 'trainer.command="python -m trainer.examples.law_trainer {folder}"'
+    isoflop run sweep=chinchilla trainer.command="{python} -m trainer.examples.law_trainer {folder}"
 
 A real one (Megatron, torchtitan, ...) reads the same ``config.yaml``, appends the same rows and ends with the same
 record. Nothing here imports isoflop, to show that nothing has to.
