@@ -56,6 +56,9 @@ def _read(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:  # ValueError holds pandas' parser errors and undecodable bytes
         reason = " ".join(str(error).split())
         raise UserError(f"path={path} cannot be read as CSV ({reason}); give a text file with a header row.") from None
+    for separator in ";\t|":
+        if raw.shape[1] == 1 and separator in str(raw.columns[0]):
+            raise UserError(f"path={path} separates its columns with {separator!r}; write it with commas.")
     if raw.empty:
         raise UserError(f"path={path} has a header but no rows; give a CSV file with one row per point.")
     raw.columns = [str(name).strip() for name in raw.columns]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def read_fit(path: Path) -> StoredFit:
         try:
             with np.load(beside, allow_pickle=False) as arrays:
                 replicates = {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{beside} is damaged ({error}); run `isoflop fit` again.") from None
     return StoredFit(path=file, raw=raw, replicates=replicates)
 

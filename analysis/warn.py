@@ -58,7 +58,8 @@ def _approaches(fit: ConventionFit) -> Iterator[str]:
         if isinstance(approach, Approach) and approach.replicates is not None:
             failed, kept = approach.replicates.failed, len(approach.replicates.values)
             if failed > LOST * (failed + kept):
-                yield f"{name}: {failed} of {failed + kept} replicates gave no fit; the interval rests on the others."
+                rest = "the interval rests on the others" if kept else "there is no interval"
+                yield f"{name}: {failed} of {failed + kept} replicates gave no fit; {rest}."
     if isinstance(fit.isoflop, Isoflop):
         yield from _isoflop(fit.isoflop, fit.rows)
     if isinstance(fit.parametric, Parametric):

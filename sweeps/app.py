@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
+
+import yaml
 
 from trainer.errors import MachineFault, UserError
 
@@ -23,6 +26,9 @@ LISTS = re.compile(r"(group_by)=(?!null$|$|\[)")
 
 OVERRIDE = re.compile(r"~|[+]{0,2}[A-Za-z_][^= ]*=")
 
+given: list[str] = []
+"""The arguments as the user gave them."""
+
 INTERRUPTED = 130
 """The shells' exit code for Ctrl-C."""
 
@@ -32,8 +38,11 @@ def run_verb(config_name: str, body: Callable[[Any], int], help_text: str) -> No
 
     ``body`` gets the composed ``DictConfig``; :func:`typed` makes dataclasses of it.
     """
+    if sys.stdout is None:  # closed by the shell: there is nobody to tell
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         code = _compose_and_run(config_name, body, help_text)
+        sys.stdout.flush()
     except UserError as error:
         code = complain(error, error.exit_code)
     except MachineFault as error:
@@ -41,9 +50,23 @@ def run_verb(config_name: str, body: Callable[[Any], int], help_text: str) -> No
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         code = 0
+    except OSError as error:
+        _drop_stdout()
+        place = f" ({error.filename})" if error.filename else ""
+        code = complain(f"the machine refuses: {error.strerror or error}{place}.", MachineFault.exit_code)
     sys.exit(code)
+
+
+def _drop_stdout() -> None:
+    """Let what is still buffered go nowhere, so that leaving does not fail over it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def again(verb: str, *more: str) -> str:
+    """The command that does ``verb`` for what the user is doing now."""
+    return shlex.join(["isoflop", verb, *given, *more])
 
 
 def complain(error: object, code: int) -> int:
@@ -130,6 +153,7 @@ def _compose_and_run(config_name: str, body: Callable[[Any], int], help_text: st
             failures.append(error)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own lines and exits 1
+    given[:] = sys.argv[1:]
     if not {"-sc", "--shell-completion"} & set(sys.argv):
         overrides = [argument for argument in sys.argv[1:] if OVERRIDE.match(argument)]
         flags = [argument for argument in sys.argv[1:] if argument not in overrides]
@@ -139,6 +163,8 @@ def _compose_and_run(config_name: str, body: Callable[[Any], int], help_text: st
         hydra.main(config_path="pkg://conf", config_name=config_name, version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(sentence(error)) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"a config file is no valid YAML: {' '.join(str(error).split())}.") from None
     if failures:
         raise failures[0]
     return outcome[0] if outcome else 0

@@ -38,7 +38,10 @@ def main() -> None:
         sys.stderr.write(f"isoflop: {verb!r} is no verb; choose one of {', '.join(VERBS)}.\n")
         sys.exit(2)
     sys.argv = [f"isoflop {verb}", *arguments[1:]]
-    importlib.import_module(f"sweeps.{verb}").main()
+    try:
+        importlib.import_module(f"sweeps.{verb}").main()
+    except KeyboardInterrupt:  # while modules are still being imported
+        sys.exit(130)
 
 
 def _complete() -> None:
@@ -63,7 +66,7 @@ def _help() -> str:
         f"{verbs}\n"
         "isoflop VERB --help lists what the verb takes; --cfg job shows the values; --config-dir DIR adds your own.\n"
         'Tab completion: eval "$(isoflop -sc install=bash)"\n'
-        "Exit codes: 0 done, 1 something failed, 2 the input is wrong.\n"
+        "Exit codes: 0 done, 1 something failed, 2 the input is wrong, 130 interrupted.\n"
     )
 
 

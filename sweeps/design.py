@@ -15,6 +15,11 @@ from trainer.config import ModelConfig
 from trainer.errors import UserError
 from trainer.shape import Shape
 
+MOST_SIZES = 100
+WIDEST_SPACING = 100.0
+STEEPEST = 10.0
+"""Of exponents that say where sizes are centred."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -63,10 +68,10 @@ def numbers(field: str, values: Any) -> list[float]:
         If it is no list, empty, or holds anything else.
     """
     if not isinstance(values, list | tuple) or not values:
-        raise UserError(f"{field}={values!r} must list at least one positive number, e.g. {field}=[1e18,3e18].")
+        raise UserError(f"{field}={values!r} must list at least one positive number, with commas between several.")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise UserError(f"{field} holds {value!r}; every entry must be a positive number such as 1e18.")
+            raise UserError(f"{field} holds {value!r}; every entry must be a positive number.")
     if len(set(values)) < len(values):
         raise UserError(f"{field}={list(values)} names a value twice; give each one once.")
     return [float(value) for value in values]
@@ -91,10 +96,12 @@ def _isoflop(
 
 def spaced(centre: float, count: int, spacing: float) -> list[float]:
     """``count`` sizes around ``centre``, neighbours a factor ``spacing`` apart."""
-    if count < 1:
-        raise UserError(f"sweep.sizes={count} must be at least 1; 6 or more show a valley well.")
-    if not (math.isfinite(spacing) and spacing > 1):
-        raise UserError(f"sweep.spacing={spacing} must be a number above 1, the factor between neighbouring sizes.")
+    if not 1 <= count <= MOST_SIZES:
+        raise UserError(f"sweep.sizes={count} must be 1 to {MOST_SIZES}; 6 or more show a valley well.")
+    if not 1 < spacing <= WIDEST_SPACING:
+        raise UserError(
+            f"sweep.spacing={spacing} must be above 1 and at most {WIDEST_SPACING:g}: the factor between neighbours."
+        )
     return [centre * spacing ** (i - (count - 1) / 2) for i in range(count)]
 
 
@@ -107,8 +114,8 @@ def centre_params(centre: CentreConfig, budget: float, shapes: Sequence[Shape], 
     if centre.n_opt is not None and centre.law is None:
         at = numbers("sweep.centre.at", [centre.at])[0]
         n_opt = numbers("sweep.centre.n_opt", [centre.n_opt])[0]
-        if not math.isfinite(centre.exponent):
-            raise UserError(f"sweep.centre.exponent={centre.exponent} must be a number, e.g. 0.5.")
+        if not -STEEPEST <= centre.exponent <= STEEPEST:
+            raise UserError(f"sweep.centre.exponent={centre.exponent} must be a number such as 0.5.")
         return float(n_opt * (budget / at) ** centre.exponent)
     if centre.law is None or centre.n_opt is not None:
         raise UserError(

@@ -63,7 +63,7 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "ISOFLOP_ATTEMPT": str(attempt)},
+                env=_environment() | {"ISOFLOP_ATTEMPT": str(attempt)},
                 start_new_session=True,
             )
         try:
@@ -79,7 +79,8 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
         elif stopped is not None:
             why = f"stopped: {stopped}"
         else:
-            why = f"trainer.command left no final record (exit code {process.returncode})"
+            found = "; ".join(f"one was not valid: {reason}" for reason in folder.flaws()[-1:])
+            why = f"trainer.command left no final record (exit code {process.returncode})" + (found and f"; {found}")
             lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
             raise ExternalTrainerError(why + (f", and said last: {lines[-1][:200]}" if lines else ""))
     except LockLost:
@@ -93,6 +94,11 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
         raise
     folder.end_attempt(attempt, why)
     return why
+
+
+def _environment() -> dict[str, str]:
+    """The worker's, without what protects the worker alone."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
 
 
 def _owner(process: subprocess.Popen[bytes]) -> dict[str, Any]:

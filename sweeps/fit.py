@@ -18,13 +18,14 @@ from analysis.clean import keep_where, split
 from analysis.csvfile import read_csv
 from analysis.figures import write_figures
 from analysis.fit import fit_tables
+from analysis.fits import Refused
 from analysis.laws import Law
 from analysis.report import write_report
 from analysis.result import Exclusion, FitResult
 from analysis.runs import read_runs
 from analysis.store import exponents_table, write_fit
 from analysis.tables import Tables
-from sweeps.app import run_verb, typed
+from sweeps.app import complain, run_verb, typed
 from sweeps.config import Config, FitCommand, FitSource, Format
 from sweeps.paths import SweepFolder
 from sweeps.points import read_plan
@@ -64,8 +65,13 @@ def sweep_tables(folder: SweepFolder) -> Tables:
 
 def fit_and_show(
     config: Config, tables: Tables, out: Path, *, title: str, where: str | None = None, group_by: Sequence[str] = ()
-) -> None:
+) -> bool:
     """Fit every group, write a folder for each, and print the results.
+
+    Returns
+    -------
+    bool
+        Whether any approach was fitted to any group.
 
     Raises
     ------
@@ -106,6 +112,7 @@ def fit_and_show(
         say(f"written: {out / 'summary.csv'}, and a folder with report.html for each of {len(fits)} groups")
     for name, reason in refused:
         say(f"not fitted: {name}: {reason}")
+    return any(not isinstance(found, Refused) for _, fit in fits for found in fit.primary.approaches.values())
 
 
 def write_summary(out: Path, fits: Sequence[tuple[Path, FitResult]]) -> None:
@@ -155,7 +162,7 @@ def _body(raw: DictConfig) -> int:
             raise UserError("path is empty; source=csv needs path=<file with one row per point>.")
         path = Path(config.path)
         tables, title, out = read_csv(path, config.columns), path.stem, Path("fits") / path.stem
-    fit_and_show(
+    fitted = fit_and_show(
         config,
         tables,
         Path(config.out) if config.out else out,
@@ -163,7 +170,7 @@ def _body(raw: DictConfig) -> int:
         where=config.where,
         group_by=config.group_by,
     )
-    return 0
+    return 0 if fitted else complain("no approach could be fitted; the reasons stand above and in the report.", 2)
 
 
 HELP = """isoflop fit [sweep=NAME] [out=DIR] [key=value ...]

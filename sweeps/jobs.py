@@ -77,6 +77,6 @@ def log_path(path: Path) -> Path | None:
 
 def last_words(path: Path) -> str:
     """The last line of the job's log that says something."""
-    log = log_path(path)
-    lines = log.read_text(errors="replace").splitlines() if log else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+    logs = [log for log in (log_path(path), path / "controller.log") if log is not None and log.exists()]
+    said = [line.strip() for log in logs for line in log.read_text(errors="replace").splitlines()[::-1] if line.strip()]
+    return said[0] if said else "it printed nothing"

@@ -11,6 +11,8 @@ from trainer.shape import Shape
 
 ASPECT_WEIGHT = 0.5
 """What a factor e off the wanted aspect costs, against a factor e off the wanted size."""
+MOST_WIDTHS = 1024
+"""Widths of a ladder, at most: more take long to list and lie closer than anybody can tell apart."""
 REACH = 1.6
 """A size further than this factor from every shape is off the ladder."""
 
@@ -95,6 +97,11 @@ def _check(model: ModelConfig) -> None:
             raise UserError(f"model.{name}={value} is not positive; give a whole number of 1 or more.")
     if model.width_step % 2:
         raise UserError(f"model.width_step={model.width_step} is odd; heads need an even width, so give an even step.")
+    if model.max_width > MOST_WIDTHS * model.width_step:
+        raise UserError(
+            f"model.max_width={model.max_width} is more than {MOST_WIDTHS} times model.width_step={model.width_step}; "
+            "lower it, or take wider steps."
+        )
     for name, least in (("aspect", 0.0), ("ffw_ratio", 0.0), ("aspect_spread", 1.0)):
         value = getattr(model, name)
         if not (math.isfinite(value) and value > least):

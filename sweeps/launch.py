@@ -6,7 +6,6 @@ import os
 import secrets
 import shlex
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from sweeps.jobs import Job
 from sweeps.paths import SweepFolder
 from sweeps.worker import work
 from trainer.config import DeviceKind
-from trainer.files import write_json
+from trainer.files import disk_faults, write_json
 from trainer.lock import process_birth
 
 
@@ -62,15 +61,16 @@ def _gpus(slots: int) -> tuple[str, ...]:
 
 
 def _start_local(path: Path, threads: int, hours: float) -> int:
-    # -P: a trainer.py in the submitting folder must not shadow the package.
-    executor = submitit.LocalExecutor(path / "submitit", python=f"{shlex.quote(sys.executable)} -P")
+    executor = submitit.LocalExecutor(path / "submitit")
     executor.update_parameters(
         timeout_min=hours * 60,
         stderr_to_stdout=True,
         setup=[
-            f"export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} PYTHONHASHSEED=0",
+            # PYTHONSAFEPATH: a random.py or trainer.py in the submitting folder must not shadow a module.
+            f"export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} PYTHONHASHSEED=0 PYTHONSAFEPATH=1",
             "trap '' INT HUP",  # workers outlive the terminal, and Ctrl-C in it
-            "exec </dev/null >/dev/null 2>&1",  # nor do they keep its pipes open
+            f"exec </dev/null >{shlex.quote(str(path / 'controller.log'))} 2>&1",  # nor do they keep its pipes open
         ],
     )
-    return int(executor.submit(work, str(path)).job_id)
+    with disk_faults(path):
+        return int(executor.submit(work, str(path)).job_id)

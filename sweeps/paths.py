@@ -47,6 +47,8 @@ class SweepFolder:
             )
         if not root:
             raise UserError("root is empty; give the folder where sweeps live, e.g. root=./runs.")
+        if Path(root).exists() and not Path(root).is_dir():
+            raise UserError(f"root={root} is a file; give the folder where sweeps live, e.g. root=./runs.")
         return cls(Path(root).absolute(), name)
 
     @property

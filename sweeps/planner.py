@@ -124,7 +124,7 @@ def pinned_dtype(config: Config, folder: SweepFolder) -> Precision:
 def seeds(config: Config) -> list[int]:
     """The sweep's seeds, checked."""
     found = config.sweep.seeds
-    if not found or len(set(found)) < len(found) or any(seed < 0 for seed in found):
+    if not found or len(set(found)) < len(found) or any(not 0 <= seed < 2**63 for seed in found):
         raise UserError(
             f"sweep.seeds={found} must list different whole numbers of 0 or more, e.g. sweep.seeds=[0,1,2]."
         )

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,7 +91,15 @@ class Plan:
 
 
 def write_plan(plan: Plan, folder: SweepFolder) -> None:
-    """Write ``plan.json`` (whole) and ``plan.csv`` (the table alone)."""
+    """Write ``plan.json`` (whole) and ``plan.csv`` (the table alone).
+
+    Raises
+    ------
+    UserError
+        If a newer isoflop wrote the one that is there.
+    """
+    with suppress(OSError, ValueError, AttributeError):
+        check_schema(json.loads(folder.plan_path.read_text()).get("schema", SCHEMA), str(folder.plan_path))
     write_json(folder.plan_path, plan.to_dict())
     rows = [point.row() for point in plan.points]
     text = io.StringIO()
@@ -116,6 +125,11 @@ def read_plan(folder: SweepFolder) -> dict[str, Any]:
             "first, or correct root= or sweep=."
         ) from None
     except ValueError:
-        raise UserError(f"{folder.plan_path} is damaged; run `isoflop plan` to write it again.") from None
-    check_schema(raw.get("schema"), str(folder.plan_path))
+        raw = {}
+    if isinstance(raw, dict) and "schema" in raw:
+        check_schema(raw["schema"], str(folder.plan_path))
+    columns = {"point_id", "run_id", "budget", "params_non_embedding", "tokens", "flops_matmul", "hours"}
+    points = raw.get("points") if isinstance(raw, dict) else None
+    if not isinstance(points, list) or not all(isinstance(row, dict) and columns <= set(row) for row in points):
+        raise UserError(f"{folder.plan_path} is damaged; run `isoflop plan` to write it again.")
     return raw

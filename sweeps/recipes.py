@@ -53,7 +53,15 @@ def batch_tokens(optim: OptimConfig, tokens: float, sequence: int) -> int:
 def learning_rate(optim: OptimConfig, d_model: int, batch: int) -> float:
     """The rate rule: lr (width / lr_width)^lr_width_power (batch / lr_batch)^lr_batch_power."""
     width, size = d_model / optim.lr_width, batch / optim.lr_batch
-    rate = optim.lr * width**optim.lr_width_power * size**optim.lr_batch_power
+    try:
+        rate = optim.lr * width**optim.lr_width_power * size**optim.lr_batch_power
+    except OverflowError:
+        rate = math.inf
+    if not 0 < rate < math.inf:
+        raise UserError(
+            f"optim: the rules give a width of {d_model} and a batch of {batch} the rate {rate}; check optim.lr, "
+            "optim.lr_width_power and optim.lr_batch_power."
+        )
     return float(f"{rate:.12g}")  # the last bits of a power depend on the machine, and ids on the rate
 
 
@@ -89,8 +97,9 @@ def micro_batch(config: Config, recipe: Recipe) -> int:
     return 0 if sequences == recipe.sequences else sequences
 
 
-POSITIVE = ("a positive number", lambda value: value > 0)
-NOT_NEGATIVE = ("0 or more", lambda value: value >= 0)
+POSITIVE = ("a positive number", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE = ("0 or more", lambda value: 0 <= value < math.inf)
+FINITE = ("a finite number", math.isfinite)
 ONE_OR_MORE = ("1 or more", lambda value: value >= 1)
 SHARE = ("in (0, 1]", lambda value: 0 < value <= 1)
 BELOW_ONE = ("in [0, 1)", lambda value: 0 <= value < 1)
@@ -98,12 +107,17 @@ BELOW_ONE = ("in [0, 1)", lambda value: 0 <= value < 1)
 RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("optim.lr", "optim.lr_width", "optim.lr_batch", "optim.batch_divisor", "optim.eps"), POSITIVE),
     **dict.fromkeys(("optim.batch_min", "optim.batch_max"), ONE_OR_MORE),
-    **dict.fromkeys(("optim.weight_decay", "optim.clip", "trainer.micro_batch", "cluster.workers"), NOT_NEGATIVE),
+    **dict.fromkeys(("optim.weight_decay", "optim.clip", "trainer.micro_batch"), NOT_NEGATIVE),
+    **dict.fromkeys(("cluster.workers", "schedule.warmup_max_steps"), NOT_NEGATIVE),
+    **dict.fromkeys(("optim.lr_width_power", "optim.lr_batch_power"), FINITE),
     **dict.fromkeys(("optim.beta1", "optim.beta2", "schedule.warmup"), BELOW_ONE),
     **dict.fromkeys(("schedule.cooldown", "device.utilisation"), SHARE),
     "schedule.final": ("in [0, 1]", lambda value: 0 <= value <= 1),
     **dict.fromkeys(("data.sequence", "data.eval_windows", "trainer.rows", "trainer.threads"), ONE_OR_MORE),
-    **dict.fromkeys(("data.max_epochs", "device.flops_per_second", "device.memory_gb"), POSITIVE),
+    "limits.lost_attempts": ONE_OR_MORE,
+    **dict.fromkeys(
+        ("data.max_epochs", "device.flops_per_second", "device.memory_gb", "cluster.timeout_hours"), POSITIVE
+    ),
     **dict.fromkeys(("trainer.checkpoint_seconds", "sweep.tolerance", "device.price_per_hour"), NOT_NEGATIVE),
     "trainer.eval_at": ("shares in (0, 1]", lambda values: all(0 < value <= 1 for value in values)),
 }

@@ -25,6 +25,8 @@ from sweeps.state import ENDED, PointState, State
 PIPE_WIDTH = 220
 """Columns of a table that no terminal limits."""
 
+WIDE = 110
+"""Columns of a terminal that shows every column of a table."""
 FRAME_LINES = 8
 """Lines of a table beside its rows."""
 
@@ -160,33 +162,37 @@ def show_status(folder: SweepFolder, states: Sequence[PointState], left: Sequenc
     if form is Format.json:
         print_json({"sweep": folder.name, "points": [state.to_dict() for state in states], "left": list(left)})
     else:
-        stdout().print(status_table(folder, states))
+        console = stdout()
+        console.print(status_table(folder, states, width=console.width))
     say_left(left)
 
 
-def status_table(folder: SweepFolder, states: Sequence[PointState], most: int | None = None) -> RenderableType:
-    """Every point, and the sum of them; where more than ``most`` points, only those that run or failed."""
-    shown = table("<point", "budget", "N non-emb", "<state", "progress", "loss", "tokens/s", "ETA", "spent", "planned",
-                  "<cause", title=f"{escape(folder.name)} in {escape(str(folder.path))}")  # fmt: skip
+def status_table(
+    folder: SweepFolder, states: Sequence[PointState], *, most: int | None = None, width: int = PIPE_WIDTH
+) -> RenderableType:
+    """Every point, and their sum; of more than ``most``, those that run or failed; on less width, fewer columns."""
+    columns: list[tuple[str, bool, Callable[[PointState], str]]] = [
+        ("<point", False, lambda state: state.point_id),
+        ("budget", True, lambda state: flops_text(state.budget)),
+        ("N non-emb", True, lambda state: count_text(state.params_non_embedding)),
+        ("<state", False, lambda state: state.state.value),
+        ("done", False, lambda state: f"{state.progress:.0%}"),
+        ("loss", False, lambda state: "–" if state.loss is None else f"{state.loss:.4f}"),
+        ("tokens/s", True, lambda state: count_text(state.tokens_per_second)),
+        ("ETA", False, lambda state: seconds(state.eta_seconds)),
+        ("spent", True, lambda state: seconds(state.spent_hours * 3600)),
+        ("planned", True, lambda state: seconds(state.hours * 3600)),
+        ("<cause", False, lambda state: escape(state.cause or "")),
+    ]
+    kept = [column for column in columns if width >= WIDE or not column[1]]
+    shown = table(*(name for name, _, _ in kept), title=f"{escape(folder.name)} in {escape(str(folder.path))}")
+    shown.columns[0].no_wrap = True
     if most is None or len(states) <= most:
         listed = list(states)
     else:
         listed = [state for state in states if state.state in (State.running, State.failed)][:most]
     for state in listed:
-        shown.add_row(
-            state.point_id,
-            flops_text(state.budget),
-            count_text(state.params_non_embedding),
-            state.state.value,
-            f"{state.progress:.0%}",
-            "–" if state.loss is None else f"{state.loss:.4f}",
-            count_text(state.tokens_per_second),
-            seconds(state.eta_seconds),
-            seconds(state.spent_hours * 3600),
-            seconds(state.hours * 3600),
-            escape(state.cause or ""),
-            style=COLOURS[state.state],
-        )
+        shown.add_row(*(text(state) for _, _, text in kept), style=COLOURS[state.state])
     return Group(shown, summary_line(states))
 
 
@@ -223,7 +229,7 @@ def live(folder: SweepFolder) -> Iterator[Callable[[Sequence[PointState]], None]
         return
     rows = max(5, console.height - FRAME_LINES)
     with Live(console=console, auto_refresh=False) as display:
-        yield lambda states: display.update(status_table(folder, states, rows), refresh=True)
+        yield lambda states: display.update(status_table(folder, states, most=rows, width=console.width), refresh=True)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from analysis.fits import Refused
 from analysis.predict import Prediction
-from analysis.result import Approach, FitResult
+from analysis.result import Approach, FitResult, Parametric
 from analysis.text import SHORT_TITLES, count_text, estimate_text, flops_text
 from sweeps.render import print_json, say, stdout, table
 
@@ -30,12 +30,12 @@ def print_fit(fit: FitResult) -> None:
             if isinstance(approach, Refused):
                 shown.add_row(SHORT_TITLES[name], counts, "–", "–", escape(f"refused: {approach.reason}"))
             else:
-                shown.add_row(SHORT_TITLES[name], counts, estimate_text(approach.a), estimate_text(approach.b), "")
+                shown.add_row(SHORT_TITLES[name], counts, *_exponents(approach), remark(approach))
     stdout().print(shown)
     optima = table("budget", "<approach", "<N counts", "<N*", "<D*", "<loss", title="Compute-optimal at each budget")
     for under in fit.by_convention:
         for name, approach in under.approaches.items():
-            if not isinstance(approach, Approach):
+            if not isinstance(approach, Approach) or not quotable(approach):
                 continue
             for at in approach.optima:
                 counts = under.conventions.params.replace("_", "-")
@@ -46,6 +46,25 @@ def print_fit(fit: FitResult) -> None:
         say(f"beware: {warning}")
 
 
+def remark(approach: Approach) -> str:
+    """What keeps an approach's numbers from being quoted."""
+    if not isinstance(approach, Parametric):
+        return ""
+    certificate = approach.fit.certificate
+    if not certificate.converged:
+        return f"did not converge: relative gradient {certificate.gradient_norm:.1g}"
+    return f"not determined: {', '.join(certificate.unidentified)}" if certificate.unidentified else ""
+
+
+def quotable(approach: Approach) -> bool:
+    """Whether the approach found its optimum, so that its numbers mean something."""
+    return not isinstance(approach, Parametric) or approach.fit.certificate.converged
+
+
+def _exponents(approach: Approach) -> tuple[str, str]:
+    return (estimate_text(approach.a), estimate_text(approach.b)) if quotable(approach) else ("–", "–")
+
+
 def print_summary(fits: Sequence[FitResult]) -> None:
     """One line per group: exponents a under the primary convention."""
     keys = list(fits[0].group)
@@ -54,7 +73,7 @@ def print_summary(fits: Sequence[FitResult]) -> None:
     )
     for fit in fits:
         cells = [
-            "–" if isinstance(found, Refused) else estimate_text(found.a) for found in fit.primary.approaches.values()
+            "–" if isinstance(found, Refused) else _exponents(found)[0] for found in fit.primary.approaches.values()
         ]
         values = [escape(fit.group[key]) for key in keys]
         shown.add_row(*values, str(len(fit.primary.rows)), str(len(fit.excluded)), *cells)

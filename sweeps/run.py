@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from omegaconf import DictConfig
 
-from sweeps.app import INTERRUPTED, complain, run_verb, typed
+from sweeps.app import INTERRUPTED, again, complain, run_verb, typed
 from sweeps.config import Config
 from sweeps.fit import fit_sweep
 from sweeps.jobs import last_words, live_jobs, log_path, request_stop
@@ -23,7 +23,7 @@ from sweeps.planner import make_plan
 from sweeps.points import Plan
 from sweeps.reconcile import submit, workers_wanted
 from sweeps.render import live, say, show_submission
-from sweeps.state import ENDED, PointState, State, inspect
+from sweeps.state import CANCELLED, ENDED, PointState, State, inspect
 from trainer.errors import MachineFault, UserError
 
 REFRESH_SECONDS = 1.0
@@ -47,7 +47,7 @@ def wait(config: Config, plan: Plan, folder: SweepFolder) -> list[PointState]:
             states = inspect(folder, plan.to_dict(), config.limits.lost_attempts)
             show(states)
             open_points = [state for state in states if state.state not in ENDED]
-            if all(state.cause == "cancelled" for state in open_points):
+            if all(state.cause == CANCELLED for state in open_points):
                 return states
             missing = sum(state.state is State.planned and state.cause is None for state in open_points)
             queued = sum(state.state is State.queued for state in open_points)
@@ -100,7 +100,7 @@ def _body(raw: DictConfig) -> int:
     except KeyboardInterrupt:
         say("stopping: workers write a checkpoint and leave (Ctrl-C again to leave them to it)")
         stop_workers(folder)
-        return complain(f"interrupted; `isoflop run sweep={config.sweep.name}` continues where it stopped", INTERRUPTED)
+        return complain(f"interrupted; `{again('run')}` continues where it stopped", INTERRUPTED)
     code = report_failures(states)
     try:
         fit_sweep(config, folder)
@@ -119,7 +119,10 @@ def report_failures(states: Sequence[PointState]) -> int:
     diverged = [state.point_id for state in states if state.state is State.diverged]
     if diverged:
         say(f"diverged, and left out of the fit: {', '.join(diverged)}")
-    return 1 if failed else 0
+    cancelled = [state.point_id for state in states if state.cause == CANCELLED]
+    if cancelled:
+        say(f"{len(cancelled)} points were cancelled and have no result; `{again('submit')}` takes them up again")
+    return 1 if failed or cancelled else 0
 
 
 def by_cause(failed: Sequence[PointState]) -> dict[str | None, list[str]]:

@@ -29,6 +29,8 @@ class State(StrEnum):
     diverged = "diverged"
 
 
+CANCELLED = "cancelled"
+"""The cause of a planned point that somebody took back."""
 ENDED = (State.done, State.failed, State.diverged)
 
 
@@ -103,8 +105,8 @@ def _inspect_point(run: RunFolder, row: Mapping[str, Any], queued: Collection[st
     if alive:
         return PointState(**known, state=State.running)
     if run.cancel_path.exists():
-        return PointState(**known, state=State.planned, cause="cancelled")
-    if lost_in_a_row(attempts) >= lost_attempts:
+        return PointState(**known, state=State.planned, cause=CANCELLED)
+    if attempts and lost_in_a_row(attempts) >= lost_attempts:
         step = attempts[-1].get("resume_step") or 0
         cause = f"lost {lost_attempts} times at step {step} without a word (out of memory?)"
         return PointState(**known, state=State.failed, cause=cause)
@@ -132,7 +134,7 @@ def _progress(run: RunFolder, tokens: int, alive: bool) -> dict[str, Any]:
     if not alive or not speeds:
         return found
     speed = len(speeds) / sum(1 / value for value in speeds)
-    return found | {"tokens_per_second": speed, "eta_seconds": (tokens - last["tokens"]) / speed}
+    return found | {"tokens_per_second": speed, "eta_seconds": tokens * (1 - found["progress"]) / speed}
 
 
 def _spent_seconds(run: RunFolder, attempts: Sequence[Mapping[str, Any]], alive: bool) -> float:
@@ -144,6 +146,6 @@ def _spent_seconds(run: RunFolder, attempts: Sequence[Mapping[str, Any]], alive:
             end = time.time()
         elif str(attempt.get("why", LOST)).startswith("lost"):
             rows = read_lines(run.path / "metrics.jsonl")
-            end = max((row["time"] for row in rows if row.get("attempt") == attempt["attempt"]), default=None)
+            end = max((row.get("time") or 0.0 for row in rows if row.get("attempt") == attempt["attempt"]), default=0.0)
         seconds += max(0.0, (end or attempt["start"]) - attempt["start"])
     return seconds

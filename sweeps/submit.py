@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from sweeps.app import run_verb, typed
+from sweeps.app import again, run_verb, typed
 from sweeps.config import Config
 from sweeps.planner import make_plan
 from sweeps.reconcile import submit
@@ -20,7 +20,7 @@ def _body(raw: DictConfig) -> int:
     submission = submit(config, make_plan(raw))
     show_submission(submission, config.format)
     if submission.submitted:
-        say(f"watch it with `isoflop status sweep={config.sweep.name} watch=true`")
+        say(f"watch it with `{again('status', 'watch=true')}`")
     return 0
 
 

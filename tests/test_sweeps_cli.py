@@ -253,6 +253,57 @@ def test_a_fit_folder_that_cannot_be_written_is_a_machine_fault(isoflop: Command
     assert "cannot write" in said.sentence
 
 
+def test_nothing_to_fit_is_exit_2_with_the_reasons_shown(isoflop: Command, tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("params,tokens,loss\n1e8,1e9,3.0\n")
+    said = isoflop("fit", "source=csv", f"path={tmp_path / 'one.csv'}", f"out={tmp_path / 'out'}")
+    assert said.code == 2
+    assert said.out.count("refused: ") == 3
+    assert "no approach could be fitted" in said.sentence
+
+
+def test_a_damaged_fit_is_named(isoflop: Command, tmp_path: Path) -> None:
+    path = points_csv(tmp_path / "points.csv")
+    isoflop("fit", "source=csv", path, f"out={tmp_path / 'out'}", "fit.replicates=20")
+    os.truncate(tmp_path / "out" / "replicates.npz", 300)
+    said = isoflop("predict", f"path={tmp_path / 'out'}", "flops=1e21")
+    assert said.code == 2
+    assert "replicates.npz is damaged" in said.sentence
+
+
+def test_a_config_that_is_no_yaml_is_named(isoflop: Command, tmp_path: Path) -> None:
+    (tmp_path / "lab" / "sweep").mkdir(parents=True)
+    (tmp_path / "lab" / "sweep" / "bad.yaml").write_text("sweep: [\n")
+    said = isoflop("plan", "--config-dir", str(tmp_path / "lab"), "sweep=bad", f"root={tmp_path}")
+    assert said.code == 2
+    assert "no valid YAML" in said.sentence
+    assert "bad.yaml" in said.sentence
+
+
+@pytest.mark.parametrize("stdout", [">&-", ">/dev/full"])
+def test_a_stdout_that_cannot_be_written_is_no_traceback(tmp_path: Path, stdout: str) -> None:
+    command = f"{Path(sys.executable).parent / 'isoflop'} plan sweep=chinchilla root={tmp_path} {stdout}"
+    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in said.stderr
+    assert (tmp_path / "chinchilla" / "plan.json").exists()
+
+
+def test_a_narrow_terminal_keeps_the_columns_that_matter(isoflop: Command) -> None:
+    from rich.console import Console
+
+    from sweeps.paths import SweepFolder
+    from sweeps.render import status_table
+    from sweeps.state import PointState, State
+
+    state = PointState(
+        point_id="c3e12-n55k-d5.4M-0123456789", run_id="r", budget=3e12, params_non_embedding=55_000,
+        tokens=10**6, flops=3e12, hours=1.0, state=State.running, loss=1.5, progress=0.5, eta_seconds=61.0,
+    )  # fmt: skip
+    console = Console(width=70, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    console.print(status_table(SweepFolder(Path("/r"), "s"), [state], width=70))
+    shown = console.export_text()
+    assert all(word in shown for word in ("c3e12-n55k-d5.4M-0123456789", "running", "50%", "1.5000", "61s"))
+
+
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     command = f"{Path(sys.executable).parent / 'isoflop'} plan sweep=chinchilla root={tmp_path} | head -1"
     said = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)

@@ -170,6 +170,17 @@ def test_a_point_off_its_budget_is_refused_by_name(plan: Callable[..., Answer]) 
         (["schedule.warmup=1"], "schedule.warmup=1.0 must be in [0, 1)"),
         (["trainer.eval_at=[0.5,2]"], "trainer.eval_at=[0.5, 2.0] must be shares in (0, 1]"),
         (["optim.min_steps=1000000"], "no point is left of 12; the first was refused"),
+        (["optim.lr=inf"], "optim.lr=inf must be a positive number"),
+        (["optim.lr_width_power=nan"], "optim.lr_width_power=nan must be a finite number"),
+        (["optim.lr_width_power=1e6"], "the rules give a width of"),
+        (["sweep.spacing=1e308"], "sweep.spacing=1e+308 must be above 1 and at most 100"),
+        (["sweep.sizes=100000"], "sweep.sizes=100000 must be 1 to 100"),
+        (["sweep.centre.exponent=1e5"], "sweep.centre.exponent=100000.0 must be a number such as 0.5"),
+        (["schedule.warmup_max_steps=-1"], "schedule.warmup_max_steps=-1 must be 0 or more"),
+        (["sweep.seeds=[99999999999999999999]"], "must list different whole numbers"),
+        (["model.max_width=1000000000"], "model.max_width=1000000000 is more than 1024 times"),
+        (["cluster.timeout_hours=nan"], "cluster.timeout_hours=nan must be a positive number"),
+        (["limits.lost_attempts=0"], "limits.lost_attempts=0 must be 1 or more"),
         (["root="], "root is empty"),
         (["-m"], "-m/--multirun is not supported: list values in sweep.axes"),
     ],
@@ -188,6 +199,33 @@ def test_a_plan_by_a_newer_isoflop_is_refused(plan: Callable[..., Answer], isofl
     said = isoflop("status", "sweep=smoke", f"root={tmp_path}")
     assert said.code == 2
     assert "schema=99 was written by a newer isoflop" in said.sentence
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"schema":1,"points":[{}]}', '{"schema":1}'])
+def test_a_damaged_plan_is_named(plan: Callable[..., Answer], isoflop: Command, tmp_path: Path, text: str) -> None:
+    plan()
+    (tmp_path / "smoke" / "plan.json").write_text(text)
+    said = isoflop("status", "sweep=smoke", f"root={tmp_path}")
+    assert said.code == 2
+    assert "plan.json is damaged; run `isoflop plan` to write it again" in said.sentence
+    assert plan().code == 0
+
+
+def test_a_newer_plan_is_not_overwritten(plan: Callable[..., Answer], tmp_path: Path) -> None:
+    plan()
+    path = tmp_path / "smoke" / "plan.json"
+    newer = json.dumps(json.loads(path.read_text()) | {"schema": 99})
+    path.write_text(newer)
+    assert plan().code == 2
+    assert path.read_text() == newer
+
+
+def test_a_root_that_is_a_file_is_refused(isoflop: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for verb in ("plan", "submit", "status", "cancel", "clean", "run", "fit"):
+        said = isoflop(verb, "sweep=smoke", f"root={tmp_path / 'file'}")
+        assert said.code == 2
+        assert "is a file; give the folder where sweeps live" in said.sentence
 
 
 def test_a_sweep_without_plan_says_what_to_run(isoflop: Command, tmp_path: Path) -> None:

@@ -243,6 +243,49 @@ def test_torn_lines_spoil_only_themselves(isoflop: Command, folder: SweepFolder)
     assert isoflop("fit", *smoke(folder), "format=json").json == whole
 
 
+def test_odd_lines_of_others_are_passed_over(isoflop: Command, folder: SweepFolder) -> None:
+    isoflop("run", *smoke(folder))
+    run = folder.runs()[0]
+    (run.path / "points.jsonl").unlink()
+    with (run.path / "metrics.jsonl").open("a") as metrics, (run.path / "attempts.jsonl").open("a") as attempts:
+        metrics.write('{"step": 5, "tokens": null}\n{"step": "x"}\n[]\n')
+        attempts.write('{"attempt": 7, "end": 5, "why": "done"}\n{"attempt": null}\n')
+    assert isoflop("status", *smoke(folder)).code == 0
+    assert isoflop("run", *smoke(folder)).code == 0
+
+
+@pytest.mark.parametrize(
+    ("record", "flaw"),
+    [
+        ({"verdict": "done", "tokens": 1}, "tokens=1 do not reach horizon="),
+        ({"verdict": "done", "loss": "low"}, "loss='low' is no finite number"),
+        ({"verdict": "fine"}, "verdict='fine' is none of done, diverged and failed: <cause>"),
+        ({"schema": None}, "schema is missing"),
+    ],
+)
+def test_an_invalid_final_record_is_told_from_none(
+    isoflop: Command, folder: SweepFolder, record: dict[str, Any], flaw: str
+) -> None:
+    isoflop("train", *smoke(folder), "point=c1e10-n3")
+    (run,) = folder.runs()
+    good = json.loads((run.path / "points.jsonl").read_text())
+    (run.path / "points.jsonl").write_text(json.dumps(good | record) + "\n")
+    assert run.points() == {}
+    (found,) = run.flaws()
+    assert flaw in found
+
+
+def test_modules_in_the_users_folder_shadow_nothing(folder: SweepFolder, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    (here / "trainer").mkdir(parents=True)
+    for name in ("random.py", "trainer/__init__.py", "submitit.py"):
+        (here / name).write_text("raise SystemExit('shadowed')\n")
+    own = smoke(folder, "trainer.command=null", "data=zipf_facts", "sweep.budgets=[1e10]", "sweep.sizes=1")
+    command = [str(Path(sys.executable).parent / "isoflop"), "run", *own]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=here, check=False)
+    assert said.returncode == 0, said.stderr
+
+
 def test_a_worker_killed_outright_is_replaced(isoflop: Command, folder: SweepFolder) -> None:
     """The next reconcile takes its runs up; a trainer that outlived it is ended first."""
     trainer, gate = gated(folder)
@@ -341,7 +384,9 @@ def test_run_replaces_lost_workers_but_not_what_was_cancelled(isoflop: Command, 
         if who is not None:
             os.kill(who.pid, signal.SIGKILL)
     gate.touch()
-    assert command.communicate(timeout=120) and command.returncode == 0
+    _, err = command.communicate(timeout=120)
+    assert command.returncode == 1, "what has no result is no success"
+    assert b"4 points were cancelled and have no result" in err
     shown = states(isoflop, folder)
     assert {p["state"] for p in shown if p["budget"] != 4e10} == {"done"}
     assert {p["cause"] for p in shown if p["budget"] == 4e10} == {"cancelled"}

@@ -15,8 +15,8 @@ A metrics row: ``step`` (0-based index of the update), ``tokens`` and ``flops`` 
 last row), ``val_loss`` (where measured), ``lr``, ``grad_norm``, ``tokens_per_second``, ``attempt``, ``time``.
 
 A final record must have ``schema`` (1), ``run_id``, ``point_id`` (of ``points`` in config.yaml), ``verdict`` (``done``,
-``diverged`` or ``failed: <cause>``), ``tokens`` (trained, a whole number); a done one also ``horizon`` (the tokens
-asked for, reached) and ``loss`` (nats per token, a number). ``bits_per_byte`` and ``flags`` are welcome. What follows
+``diverged`` or ``failed: <cause>``); a done one also ``tokens`` (trained), ``horizon`` (the tokens asked for, reached)
+and ``loss`` (nats per token). ``bits_per_byte`` and ``flags`` are welcome. What follows
 from the config (parameters, FLOPs, batch, ...) is added by readers; :func:`final_record` writes it all.
 """
 
@@ -194,7 +194,7 @@ class RunFolder:
         attempt: Any = None
         for row in read_lines(self.path / "metrics.jsonl"):
             step = row.get("step")
-            if not isinstance(step, int):
+            if not isinstance(step, int) or not isinstance(row.get("tokens", 0), int | float):
                 continue
             if row.get("attempt") != attempt:
                 attempt = row.get("attempt")
@@ -215,7 +215,7 @@ class RunFolder:
         for line in read_lines(self.path / "attempts.jsonl"):
             if isinstance(line.get("attempt"), int):
                 merged.setdefault(line["attempt"], {}).update(line)
-        return [merged[key] for key in sorted(merged)]
+        return [merged[key] for key in sorted(merged) if isinstance(merged[key].get("start"), int | float)]
 
     def start_attempt(self, job: str, resume_step: int | None) -> int:
         """Write an attempt's first line and return its number, from 0."""
@@ -242,9 +242,16 @@ class RunFolder:
         """The valid final record of each point that has one, by point id; the last one written counts."""
         records = {}
         for record in read_lines(self.path / "points.jsonl"):
-            if _is_final(record, self.run_id):
+            if flaw(record, self.run_id) is None:
+                tokens = record.get("tokens")
+                record["tokens"] = int(tokens) if isinstance(tokens, int | float) else 0
                 records[record["point_id"]] = record
         return records
+
+    def flaws(self) -> list[str]:
+        """What is wrong with the lines of ``points.jsonl`` that are no final records."""
+        found = (flaw(record, self.run_id) for record in read_lines(self.path / "points.jsonl"))
+        return [reason for reason in found if reason is not None]
 
     def write_point(self, record: Mapping[str, Any]) -> None:
         """Append a point's final record."""
@@ -335,14 +342,21 @@ def finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _is_final(record: Mapping[str, Any], run_id: str) -> bool:
-    verdict, tokens = record.get("verdict"), record.get("tokens")
-    if record.get("run_id") != run_id or not isinstance(record.get("point_id"), str) or not isinstance(verdict, str):
-        return False
-    if not isinstance(record.get("schema"), int) or not isinstance(tokens, int):
-        return False
-    if verdict == DONE:
-        loss, horizon = record.get("loss"), record.get("horizon")
-        measured = isinstance(loss, int | float) and math.isfinite(loss)
-        return measured and isinstance(horizon, int) and tokens >= horizon
-    return verdict == DIVERGED or verdict.startswith(FAILED)
+def flaw(record: Mapping[str, Any], run_id: str) -> str | None:
+    """What keeps a line of points.jsonl from being a final record; None if nothing does."""
+    verdict, number = record.get("verdict"), int | float
+    if record.get("run_id") != run_id:
+        return f"run_id={record.get('run_id')!r} is not {run_id!r}"
+    if not isinstance(record.get("point_id"), str):
+        return "point_id is missing"
+    if not isinstance(record.get("schema"), int):
+        return "schema is missing"
+    if verdict != DONE:
+        known = isinstance(verdict, str) and (verdict == DIVERGED or verdict.startswith(FAILED))
+        return None if known else f"verdict={verdict!r} is none of done, diverged and failed: <cause>"
+    loss, tokens, horizon = record.get("loss"), record.get("tokens"), record.get("horizon")
+    if not isinstance(loss, number) or not math.isfinite(loss):
+        return f"loss={loss!r} is no finite number"
+    if not isinstance(tokens, number) or not isinstance(horizon, number) or tokens < horizon:
+        return f"tokens={tokens!r} do not reach horizon={horizon!r}"
+    return None
