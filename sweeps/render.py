@@ -87,10 +87,15 @@ def show_plan(plan: Plan, form: Format, folder: SweepFolder) -> None:
         print_json(plan.to_dict())
     else:
         stdout().print(_plan_table(plan))
+    say_refused(plan)
+    say(f"written: {folder.plan_path} and plan.csv")
+
+
+def say_refused(plan: Plan) -> None:
+    """The points the design asked for that no run can be made of."""
     for refusal in plan.refused:
         budget = "" if refusal["budget"] is None else f" at {flops_text(refusal['budget'])} FLOPs"
         say(f"refused: {count_text(refusal['params_non_embedding'])} parameters{budget}: {refusal['reason']}")
-    say(f"written: {folder.plan_path} and plan.csv")
 
 
 def _plan_table(plan: Plan) -> RenderableType:

@@ -22,7 +22,7 @@ from sweeps.paths import SweepFolder
 from sweeps.planner import make_plan
 from sweeps.points import Plan
 from sweeps.reconcile import submit, workers_wanted
-from sweeps.render import live, say, show_submission
+from sweeps.render import live, say, say_refused, show_submission
 from sweeps.state import CANCELLED, ENDED, PointState, State, inspect
 from trainer.errors import MachineFault, UserError
 
@@ -92,6 +92,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 def _body(raw: DictConfig) -> int:
     config: Config = typed(raw)
     plan = make_plan(raw)
+    say_refused(plan)
     folder = SweepFolder.of(config.root, plan.sweep)
     try:
         with _terminated_as_interrupted():

@@ -12,12 +12,14 @@ from sweeps.app import again, run_verb, typed
 from sweeps.config import Config
 from sweeps.planner import make_plan
 from sweeps.reconcile import submit
-from sweeps.render import say, show_submission
+from sweeps.render import say, say_refused, show_submission
 
 
 def _body(raw: DictConfig) -> int:
     config: Config = typed(raw)
-    submission = submit(config, make_plan(raw))
+    plan = make_plan(raw)
+    say_refused(plan)
+    submission = submit(config, plan)
     show_submission(submission, config.format)
     if submission.submitted:
         say(f"watch it with `{again('status', 'watch=true')}`")

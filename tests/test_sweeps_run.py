@@ -99,6 +99,12 @@ def test_a_sweep_is_extended_by_one_budget(isoflop: Command, folder: SweepFolder
     assert {run.run_id: run.config_path.stat().st_mtime_ns for run in folder.runs() if run.run_id in before} == before
 
 
+def test_refused_points_are_told_by_every_verb_that_plans(isoflop: Command, folder: SweepFolder) -> None:
+    for verb in ("plan", "submit", "run"):
+        said = isoflop(verb, *smoke(folder, "optim.min_steps=100"))
+        assert "refused: 24.7k parameters at 1e10 FLOPs: 77 updates are fewer than optim.min_steps=100" in said.err
+
+
 def test_points_that_left_the_config_are_reported_and_kept(isoflop: Command, folder: SweepFolder) -> None:
     isoflop("run", *smoke(folder))
     said = isoflop("submit", *smoke(folder, "sweep.budgets=[1e10,2e10]"), "format=json")
