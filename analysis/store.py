@@ -17,6 +17,7 @@ from analysis.fits import Floats
 from analysis.result import FIT_SCHEMA, Approach, FitResult
 from trainer.errors import UserError
 from trainer.files import write_json, write_whole
+from trainer.recipe import check_schema
 
 FIT, POINTS, EXPONENTS, EXCLUSIONS, REPLICATES = (
     "fit.json",
@@ -108,13 +109,7 @@ def read_fit(path: Path) -> StoredFit:
 
 def _check(raw: Any, file: Path) -> None:
     version = raw.get("schema") if isinstance(raw, dict) else None
-    if not isinstance(version, int) or version < 1:
-        raise UserError(f"{file}: schema={version!r} is not a version number; the file is damaged or not isoflop's.")
-    if version > FIT_SCHEMA:
-        raise UserError(
-            f"{file}: schema={version} was written by a newer isoflop (this one knows up to {FIT_SCHEMA}); "
-            "upgrade isoflop or fit again."
-        )
+    check_schema(version, str(file), known=FIT_SCHEMA, remedy="fit again")
     missing = [name for name in ("conventions", "cost", "interval", "approaches", "by_convention") if name not in raw]
     if missing:
         raise UserError(f"{file} lacks {', '.join(missing)}; run `isoflop fit` again.")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,3 +74,18 @@ def isoflop(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         return Answer(code, said.out, said.err)
 
     return command
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Any]:
+    """The smoke sweep's folder; whatever still works there afterwards is stopped."""
+    from sweeps.jobs import live_jobs
+    from sweeps.paths import SweepFolder
+    from trainer.lock import holder
+
+    sweep = SweepFolder.of(str(tmp_path), "smoke")
+    yield sweep
+    for run in [run.path for run in sweep.runs()] + list(live_jobs(sweep)):
+        who = holder(run)
+        if who is not None:
+            os.kill(who.pid, signal.SIGKILL)

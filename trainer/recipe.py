@@ -132,8 +132,15 @@ def _short(value: float) -> str:
     return f"{value:.0f}"
 
 
-def check_schema(version: Any, where: str) -> None:
+def check_schema(version: Any, where: str, *, known: int = SCHEMA, remedy: str = "choose another root=") -> None:
     """Refuse what a newer isoflop wrote.
+
+    Parameters
+    ----------
+    known
+        The newest version that this program reads.
+    remedy
+        What else than an upgrade helps.
 
     Raises
     ------
@@ -142,8 +149,8 @@ def check_schema(version: Any, where: str) -> None:
     """
     if not isinstance(version, int) or version < 1:
         raise UserError(f"{where}: schema={version!r} is not a version number; the file is damaged or not isoflop's.")
-    if version > SCHEMA:
+    if version > known:
         raise UserError(
-            f"{where}: schema={version} was written by a newer isoflop (this one knows up to {SCHEMA}); "
-            "upgrade isoflop or choose another root=."
+            f"{where}: schema={version} was written by a newer isoflop (this one knows up to {known}); "
+            f"upgrade isoflop or {remedy}."
         )
