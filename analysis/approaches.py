@@ -2,42 +2,89 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from analysis.bootstrap import percentile
 from analysis.config import FitConfig
-from analysis.envelope import Curves, fit_envelope, refit_envelope
-from analysis.fits import Cost, Floats, PowerLaws, Refused, Replicates
-from analysis.isoflop import fit_isoflop, refit_isoflop
-from analysis.optimum import exponents, fit_cost, optimum
-from analysis.parametric import fit_parametric, refit_parametric
-from analysis.powerlaw import optimum_of_laws
-from analysis.result import ConventionFit, Conventions, Envelope, Estimate, Isoflop, Optimum, Parametric, Rows
+from analysis.fitting.bootstrap import Resamples, percentile
+from analysis.fitting.curves import Curves
+from analysis.fitting.envelope import fit_envelope, refit_envelope
+from analysis.fitting.isoflop import fit_isoflop, refit_isoflop, window_sweep
+from analysis.fitting.optimum import exponents, fit_cost
+from analysis.fitting.parametric import fit_parametric, refit_parametric
+from analysis.fitting.profile import profile
+from analysis.fitting.values import Cost, Floats, IsoflopFit, ParametricFit, Refused, Replicates, Rows
+from analysis.frontier import Fitted, array, estimates, scatter_about
+from analysis.result import ConventionFit, Conventions, Envelope, Isoflop, Parametric
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """Approach 3 and its replicates: of N, D and L alone, so the same however C is counted."""
+
+    fit: ParametricFit | Refused
+    replicates: Replicates
+
+    @classmethod
+    def of(cls, rows: Rows, fit: ParametricFit | Refused, resamples: Resamples) -> Surface:
+        """``fit`` again in every resample."""
+        if isinstance(fit, Refused):
+            return cls(fit, Replicates(values=np.empty((0, 5)), failed=0))
+        theta, good = refit_parametric(
+            rows.params, rows.tokens, rows.loss, resamples.weights, fit, shift=resamples.shift
+        )
+        return cls(fit, Replicates(values=theta[good], failed=int((~good).sum())))
+
+
+def fit_law(rows: Rows, config: FitConfig) -> ParametricFit | Refused:
+    """Approach 3 as configured, without intervals."""
+    return fit_parametric(
+        rows.params,
+        rows.tokens,
+        rows.loss,
+        objective=config.objective,
+        delta=config.delta,
+        form=config.form,
+        E=config.E,
+        starts=config.starts,
+    )
 
 
 def fit_approaches(
-    rows: Rows, curves: Curves, weights: Floats, conventions: Conventions, config: FitConfig
+    rows: Rows, curves: Curves, resamples: Resamples, surface: Surface, conventions: Conventions, config: FitConfig
 ) -> ConventionFit:
-    """All three approaches under one convention.
+    """All three approaches under one pair of conventions.
 
     Parameters
     ----------
     curves
         Loss curves of the rows' runs, C and N counted as in ``rows``.
-    weights
-        (replicates, n): the resamples, the same for every approach.
+    surface
+        Approach 3 on the rows.
     """
     cost = fit_cost(rows.params, rows.tokens, rows.flops)
+    law = surface.fit if isinstance(surface.fit, ParametricFit) else None
+    valleys = fit_isoflop(
+        rows.params,
+        rows.tokens,
+        rows.flops,
+        rows.loss,
+        rows.budget,
+        window=config.window,
+        valley=config.valley,
+        surface=law,
+        cost=cost,
+        unbias=config.unbias,
+    )
     return ConventionFit(
         conventions=conventions,
         cost=cost,
         rows=rows,
-        envelope=_envelope(rows, curves, weights, config),
-        isoflop=_isoflop(rows, weights, config),
-        parametric=_parametric(rows, weights, cost, config),
+        envelope=_envelope(rows, curves, resamples, cost, valleys, config),
+        isoflop=_isoflop(rows, resamples, cost, valleys, law, config),
+        parametric=_parametric(rows, surface, cost, valleys, config),
     )
 
 
@@ -49,79 +96,106 @@ def stated_budgets(rows: Rows) -> Floats:
     return np.geomspace(rows.flops.min(), rows.flops.max(), 3 if np.ptp(rows.flops) > 0 else 1)
 
 
-def _parametric(rows: Rows, weights: Floats, cost: Cost, config: FitConfig) -> Parametric | Refused:
-    fit = fit_parametric(rows.params, rows.tokens, rows.loss, delta=config.delta, starts=config.starts)
+def _parametric(
+    rows: Rows, surface: Surface, cost: Cost, valleys: IsoflopFit | Refused, config: FitConfig
+) -> Parametric | Refused:
+    fit = surface.fit
     if isinstance(fit, Refused):
         return fit
-    theta, good = refit_parametric(rows.params, rows.tokens, rows.loss, weights, fit)
-    values = theta[good]
-    budgets = stated_budgets(rows)
-    a, b = (
-        percentile(many, float(one), config.level)
-        for many, one in zip(exponents(values, cost), exponents(fit.array(), cost), strict=True)
-    )
+    a, b = exponents(fit.array(), cost)
+    many_a, many_b = exponents(surface.replicates.values, cost)
     law = {
-        name: percentile(many, float(one), config.level)
+        name: percentile(many, float(one), config.level, failed=surface.replicates.failed)
         for name, many, one in zip(
-            ("A", "B", "E", "alpha", "beta"), _natural(values).T, _natural(fit.array()), strict=True
+            ("A", "B", "E", "alpha", "beta"),
+            _natural(surface.replicates.values).T,
+            _natural(fit.array()),
+            strict=True,
         )
     }
+    profiles = profile(rows.params, rows.tokens, rows.loss, fit, cost, config.level) if config.profile else {}
     return Parametric(
-        a=a,
-        b=b,
-        optima=_optima(budgets, optimum(fit.array(), cost, budgets), optimum(values, cost, budgets), config.level),
-        replicates=Replicates(values=values, failed=int((~good).sum())),
         fit=fit,
-        **law,
+        profiles=profiles,
+        E=law["E"],
+        A=law["A"],
+        B=law["B"],
+        alpha=law["alpha"],
+        beta=law["beta"],
+        **_common(fit, (float(a), float(b)), (many_a, many_b), surface.replicates, rows, cost, valleys, config),
     )
 
 
-def _isoflop(rows: Rows, weights: Floats, config: FitConfig) -> Isoflop | Refused:
-    fit = fit_isoflop(rows.params, rows.tokens, rows.flops, rows.loss, rows.budget, window=config.window)
+def _isoflop(
+    rows: Rows,
+    resamples: Resamples,
+    cost: Cost,
+    fit: IsoflopFit | Refused,
+    law: ParametricFit | None,
+    config: FitConfig,
+) -> Isoflop | Refused:
     if isinstance(fit, Refused):
         return fit
-    values, found = refit_isoflop(rows.params, rows.tokens, rows.loss, weights, fit)
+    values, found = refit_isoflop(rows.params, rows.tokens, rows.loss, resamples.weights, fit, shift=resamples.shift)
     lost = {at.budget: float(1 - kept.mean()) for at, kept in zip(fit.accepted, found.T, strict=True) if len(kept)}
-    return Isoflop(fit=fit, lost=lost, **_common(fit.laws, values, rows, config))
+    windows = window_sweep(
+        rows.params, rows.tokens, rows.flops, rows.loss, rows.budget, valley=config.valley, surface=law, cost=cost
+    )
+    return Isoflop(fit=fit, lost=lost, windows=windows, **_by_laws(fit, values, rows, cost, fit, config))
 
 
-def _envelope(rows: Rows, curves: Curves, weights: Floats, config: FitConfig) -> Envelope | Refused:
-    fit = fit_envelope(curves, tail=config.tail)
+def _envelope(
+    rows: Rows, curves: Curves, resamples: Resamples, cost: Cost, valleys: IsoflopFit | Refused, config: FitConfig
+) -> Envelope | Refused:
+    fit = fit_envelope(curves, tail=config.tail, undecayed=config.undecayed)
     if isinstance(fit, Refused):
         return fit
     names, run = np.unique(np.array(rows.run_id), return_inverse=True)
-    drawn = np.stack([weights[:, run == i].sum(axis=1) > 0 for i in range(len(names))], axis=1)
-    values = refit_envelope(curves, drawn, tuple(map(str, names)), tail=config.tail)
-    common = _common(fit.laws, values, rows, config)
-    # A resample lacks some of the lowest runs and has none lower, so its minimum says nothing about L*'s error.
-    optima = tuple(replace(at, loss_opt=Estimate(value=at.loss_opt.value)) for at in common["optima"])
-    return Envelope(fit=fit, **common | {"optima": optima})
-
-
-def _common(laws: PowerLaws, values: Floats, rows: Rows, config: FitConfig) -> dict[str, Any]:
-    """What Approaches 1 and 2 share: exponents, optima and replicates from power laws."""
-    good = np.isfinite(values).all(axis=1)
-    kept, budgets = values[good], stated_budgets(rows)
-    point, many = (optimum_of_laws(one[..., None, :], laws.flops_range, budgets) for one in (laws.array(), kept))
-    return {
-        "a": percentile(kept[:, 1], laws.params.exponent, config.level),
-        "b": percentile(kept[:, 3], laws.tokens.exponent, config.level),
-        "optima": _optima(budgets, point, many, config.level),
-        "replicates": Replicates(values=kept, failed=int((~good).sum())),
-    }
-
-
-def _optima(
-    budgets: Floats, point: tuple[Floats, Floats, Floats], many: tuple[Floats, Floats, Floats], level: float
-) -> tuple[Optimum, ...]:
-    def estimate(part: int, i: int) -> Estimate:
-        value = float(point[part][i])
-        return percentile(many[part][:, i], value if np.isfinite(value) else None, level)
-
-    return tuple(
-        Optimum(budget=float(budget), n_opt=estimate(0, i), d_opt=estimate(1, i), loss_opt=estimate(2, i))
-        for i, budget in enumerate(budgets)
+    order = np.argsort(run, kind="stable")
+    first = np.searchsorted(run[order], np.arange(len(names)))
+    drawn = np.add.reduceat(resamples.weights[:, order], first, axis=1) > 0
+    shift = resamples.shift
+    if shift is not None:  # a run's whole curve moves as its points do
+        shift = np.add.reduceat(shift[:, order], first, axis=1) / np.bincount(run)
+    values, curvature = np.empty((0, 6)), np.empty(0)
+    if resamples.leaves_out or shift is not None:
+        values, curvature = refit_envelope(
+            curves, drawn, tuple(map(str, names)), tail=config.tail, undecayed=config.undecayed, shift=shift
+        )
+    return Envelope(
+        fit=fit,
+        curvature=percentile(curvature, fit.curvature, config.level, failed=int((~np.isfinite(curvature)).sum())),
+        **_by_laws(fit, values, rows, cost, valleys, config),
     )
+
+
+def _by_laws(
+    fit: Fitted, values: Floats, rows: Rows, cost: Cost, valleys: IsoflopFit | Refused, config: FitConfig
+) -> dict[str, Any]:
+    """What Approaches 1 and 2 share: exponents, optima and replicates from power laws (replicates, 6)."""
+    good = np.isfinite(values).all(axis=1)
+    replicates = Replicates(values=values[good], failed=int((~good).sum()))
+    a, b = array(fit)[[1, 3]]
+    many = (replicates.values[:, 1], replicates.values[:, 3])
+    return _common(fit, (float(a), float(b)), many, replicates, rows, cost, valleys, config)
+
+
+def _common(
+    fit: Fitted,
+    point: tuple[float, float],
+    many: tuple[Floats, Floats],
+    replicates: Replicates,
+    rows: Rows,
+    cost: Cost,
+    valleys: IsoflopFit | Refused,
+    config: FitConfig,
+) -> dict[str, Any]:
+    a, b = (
+        percentile(values, one, config.level, failed=replicates.failed) for one, values in zip(point, many, strict=True)
+    )
+    scatter = scatter_about(fit, cost, valleys)
+    optima = estimates(fit, cost, replicates, scatter, stated_budgets(rows), config.level)
+    return {"a": a, "b": b, "optima": optima, "replicates": replicates, "scatter": scatter}
 
 
 def _natural(theta: Floats) -> Floats:

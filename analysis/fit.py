@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 
-from analysis.approaches import fit_approaches
+from analysis.approaches import Surface, fit_approaches, fit_law
 from analysis.backtest import backtest
-from analysis.bootstrap import METHODS, groups_drawn, resample
-from analysis.clean import FLOPS, PARAMS, clean, flops_convention, params_conventions
-from analysis.config import FitConfig
-from analysis.envelope import Curves
-from analysis.fits import Floats
-from analysis.isoflop import group_budgets
-from analysis.result import Conventions, FitResult, Interval, Rows
-from analysis.tables import Tables, loss_column
+from analysis.config import FitConfig, Resample
+from analysis.fitting.bootstrap import METHODS, resample
+from analysis.fitting.curves import Curves
+from analysis.fitting.repeated import fit_repeated
+from analysis.fitting.values import Estimate, ParametricFit, Refused, RepeatedFit, Rows
+from analysis.ingest.clean import clean, flops_convention, keep_fresh, params_conventions
+from analysis.ingest.fill import fill_missing
+from analysis.ingest.tables import Tables
+from analysis.result import Approach, ConventionFit, FitResult, Interval
+from analysis.study import OTHER_REPLICATES, Study, comparable_curves
 from analysis.warn import warnings
 from trainer.errors import UserError
 
 __all__ = ["FitConfig", "check", "fit_tables"]
 
+SUBSAMPLES = 100  # as Hoffmann et al. 2022 took
+REPEATS = 1.001  # tokens over unique ones, beyond rounding
+
 
 def fit_tables(tables: Tables, config: FitConfig, group: Mapping[str, str] | None = None) -> FitResult:
-    """Fit all three approaches to a source's rows, under every N convention that they carry.
+    """Fit all three approaches to a source's rows, under every pair of N and C conventions that all rows carry.
 
     Parameters
     ----------
@@ -37,42 +42,69 @@ def fit_tables(tables: Tables, config: FitConfig, group: Mapping[str, str] | Non
         If a setting is out of range, corpora are mixed, or no row is usable.
     """
     check(config)
+    tables = fill_missing(tables, config.fill)
     flops = flops_convention(tables.points, config.flops)
     finished = tables.points[tables.points["verdict"].isin(["", "done"])]
-    first = params_conventions(finished if len(finished) else tables.points, config.params)[0]
-    cleaned = clean(tables, first, flops)
+    params = params_conventions(finished if len(finished) else tables.points, config.params)[0]
+    usable = clean(tables, params, flops)
+    cleaned = keep_fresh(usable, config.epochs)
     points = cleaned.points
     if points.empty:
         raise UserError(_nothing(cleaned))
-    budget = group_budgets(points[FLOPS[flops]].to_numpy(copy=True), config.budget_gap)
-    counts = [count for count in params_conventions(points, first) if (points[PARAMS[count]] > 0).all()]
-    rows = [_rows(points, PARAMS[count], FLOPS[flops], budget) for count in counts]
-    weights = resample(groups_drawn(rows[0], config.resample), config.resample, config.replicates, config.seed)
-    curves, note = _decayed(cleaned)
-    fits = tuple(
-        fit_approaches(
-            under,
-            _curves(curves, points, PARAMS[count], FLOPS[flops]),
-            weights,
-            Conventions(params=count.value, flops=flops, loss=_loss_unit(points)),
-            config,
-        )
-        for count, under in zip(counts, rows, strict=True)
-    )
+    decayed, note = comparable_curves(cleaned)
+    study = Study(points, decayed, config)
+    rows = study.rows(params, flops)
+    law = fit_law(rows, config)
+    residuals = None if isinstance(law, Refused) else law.residuals
+    resamples = resample(rows, config.resample, config.replicates, config.seed, residuals)
+    primary = study.fit(params, flops, Surface.of(rows, law, resamples), resamples)
+    fits = (primary, *study.others(params, flops, resamples))
+    curves = study.curves(params, flops)
+    test = backtest(primary, curves, config)
     return FitResult(
         source=tables.source,
-        primary=fits[0],
+        primary=primary,
         by_convention=fits,
         interval=Interval(
             method=METHODS[config.resample], level=config.level, replicates=config.replicates, seed=config.seed
         ),
         points=points,
         excluded=cleaned.excluded,
-        backtest=backtest(fits[0].rows, config),
-        warnings=warnings(fits, points),
+        backtest=test,
+        warnings=warnings(fits, points, test),
+        compared=_compared(primary, law, curves, config) if config.compare else {},
+        repeated=_repeated(Study(usable.points, decayed, config).rows(params, flops), usable.points, config),
         notes=(*tables.notes, *note),
         group=dict(group or {}),
+        config=config,
     )
+
+
+def _compared(
+    primary: ConventionFit, law: ParametricFit | Refused, curves: Curves, config: FitConfig
+) -> dict[str, dict[str, Estimate]]:
+    """The exponent a under every way to resample that the rows allow."""
+    out: dict[str, dict[str, Estimate]] = {}
+    residuals = None if isinstance(law, Refused) else law.residuals
+    config = replace(config, profile=False)
+    for how in Resample:
+        try:
+            count = SUBSAMPLES if how is Resample.subsample else OTHER_REPLICATES
+            resamples = resample(primary.rows, how, min(config.replicates, count), config.seed, residuals)
+        except UserError:  # these rows have no seeds, or too few sizes, to draw
+            continue
+        surface = Surface.of(primary.rows, law, resamples)
+        found = fit_approaches(primary.rows, curves, resamples, surface, primary.conventions, config)
+        out[how.value] = {name: at.a for name, at in found.approaches.items() if isinstance(at, Approach)}
+    return out
+
+
+def _repeated(rows: Rows, points: pd.DataFrame, config: FitConfig) -> RepeatedFit | Refused | None:
+    """What repeated tokens are worth, where any row repeats its data."""
+    unique = points["unique_tokens"].to_numpy(copy=True)
+    if not (rows.tokens > unique * REPEATS).any():
+        return None
+    return fit_repeated(rows.params, rows.tokens, unique, rows.loss, delta=config.delta, starts=config.starts)
 
 
 def check(config: FitConfig) -> None:
@@ -92,6 +124,8 @@ def check(config: FitConfig) -> None:
         ("window", config.window is None or config.window > 1, "above 1, or null"),
         ("budget_gap", config.budget_gap > 0, "above 0, e.g. 0.1"),
         ("seed", config.seed >= 0, "0 or more"),
+        ("epochs", config.epochs is None or config.epochs > 0, "above 0, or null"),
+        ("origins", config.origins >= 1, "1 or more, e.g. 4"),
     )
     for name, good, allowed in rules:
         if not good:
@@ -104,51 +138,3 @@ def _nothing(tables: Tables) -> str:
         return f"{tables.source} holds no points; let runs finish, or name another source."
     listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.head(3).items())
     return f"{tables.source} holds no usable row ({listed}); check columns., where= or the runs."
-
-
-def _loss_unit(points: pd.DataFrame) -> str:
-    return str(points["loss_unit"].iloc[0]) or "as given by the source"
-
-
-def _rows(points: pd.DataFrame, params: str, flops: str, budget: Floats) -> Rows:
-    return Rows(
-        params=points[params].to_numpy(copy=True),
-        tokens=points["tokens"].to_numpy(copy=True),
-        flops=points[flops].to_numpy(copy=True),
-        loss=points["loss"].to_numpy(copy=True),
-        budget=budget,
-        point_id=tuple(points["point_id"]),
-        run_id=tuple(points["run_id"]),
-        cluster_id=tuple(points["cluster_id"]),
-    )
-
-
-def _decayed(tables: Tables) -> tuple[pd.DataFrame, list[str]]:
-    """Curves of the used runs with one column ``loss``, and a note where it is not the validation's."""
-    used = tables.curves[tables.curves["run_id"].isin(tables.points["run_id"])]
-    columns = ["run_id", "tokens", "progress", "loss"]
-    if used.empty:
-        return pd.DataFrame({name: [] for name in columns}), []
-    column = loss_column(used)
-    curves = used[np.isfinite(used[column]) & (used[column] > 0)].assign(loss=lambda rows: rows[column])[columns]
-    if column == "train_loss":
-        return curves, ["Approach 1 uses training losses: not every run has two or more validation losses."]
-    ends = tables.points[tables.points["run_id"].isin(curves["run_id"])].assign(progress=1.0)
-    return pd.concat([curves, ends[columns]], ignore_index=True), []
-
-
-def _curves(curves: pd.DataFrame, points: pd.DataFrame, params: str, flops: str) -> Curves:
-    """The curves in a convention: C is each run's FLOPs per token times the tokens so far."""
-    runs = points.drop_duplicates("run_id").set_index("run_id")
-    name = curves["run_id"]
-    per_token = name.map(runs[flops] / runs["tokens"]).to_numpy(dtype=np.float64, copy=True)
-    tokens = curves["tokens"].to_numpy(dtype=np.float64, copy=True)
-    good = np.flatnonzero(tokens > 0)
-    return Curves(
-        run_id=tuple(name.iloc[good]),
-        params=name.map(runs[params]).to_numpy(dtype=np.float64, copy=True)[good],
-        tokens=tokens[good],
-        flops=(per_token * tokens)[good],
-        loss=curves["loss"].to_numpy(dtype=np.float64, copy=True)[good],
-        progress=curves["progress"].to_numpy(dtype=np.float64, copy=True)[good],
-    )

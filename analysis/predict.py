@@ -1,175 +1,124 @@
-"""What a law or a fit says about a budget, a model size or a token count: the other two, and the loss."""
+"""What a law or a fit answers: optima, points of one's own, few unique tokens, use after training, published models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from analysis.bootstrap import percentile
-from analysis.fits import Cost, Floats
-from analysis.laws import Law
-from analysis.optimum import optimum, optimum_for_params, optimum_for_tokens
-from analysis.powerlaw import optimum_of_laws
-from analysis.result import APPROACHES, Conventions, Estimate
-from analysis.store import StoredFit, read_fit
+from analysis.fitting.values import Estimate
+from analysis.laws.constrained import PUBLISHED, PUBLISHED_TEXT
+from analysis.laws.forms import Law, SurfaceLaw
+from analysis.laws.models import Distance, distance_from_optimal, published_models
+from analysis.prediction import Prediction, known, prediction
+from analysis.question import AXES, Kind, Question, answer
+from analysis.result import APPROACHES, Conventions
+from analysis.store import read_fit
+from analysis.stored_law import by_approach, refusal
 from trainer.errors import UserError
 
+__all__ = ["NO_INTERVAL", "Prediction", "predict_fit", "predict_law", "predict_models"]
+
 NO_INTERVAL = "No intervals: the law was published without the replicates they would come from."
-GIVEN = ("flops", "params", "tokens")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """A compute-optimal point according to one law or approach; the number that was given has no interval."""
-
-    by: str
-    """The law's name, or ``<approach>`` of a fit."""
-    conventions: Conventions
-    flops: Estimate
-    params: Estimate
-    tokens: Estimate
-    loss: Estimate
-    statement: str
-    """How the intervals were made, or why there are none."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As ``format=json`` prints it."""
-        numbers = {name: getattr(self, name).to_dict() for name in ("flops", "params", "tokens", "loss")}
-        return {
-            "by": self.by,
-            "conventions": self.conventions.to_dict(),
-            **numbers,
-            "statement": self.statement,
-        }
 
 
 def predict_law(
-    law: Law, *, flops: float | None = None, params: float | None = None, tokens: float | None = None
+    law: Law,
+    *,
+    flops: float | None = None,
+    params: float | None = None,
+    tokens: float | None = None,
+    unique_tokens: float | None = None,
+    inference_tokens: float | None = None,
+    tokens_per_param: float | None = None,
 ) -> Prediction:
-    """The optimum of a published law, in its own conventions, for exactly one of the three.
+    """What a published law says, in its own conventions.
+
+    Parameters
+    ----------
+    flops, params, tokens
+        One of them for the compute-optimal point; ``params`` and ``tokens`` for a point of one's own.
+    unique_tokens
+        With ``flops``, or with a point: how many distinct tokens there are (Muennighoff et al. 2023).
+    inference_tokens
+        With ``flops``: how many tokens the model will serve (Sardana et al. 2024).
+    tokens_per_param
+        With ``flops``: the point at this D / N (Gadre et al. 2024).
 
     Raises
     ------
     UserError
-        If none or several are given, or the number is not positive.
+        If the numbers make no question, or the law knows no loss off its frontier and one is needed.
     """
-    given, value = _given(flops, params, tokens)
-    at = {"flops": law.at_flops, "params": law.at_params, "tokens": law.at_tokens}[given](value)
-    numbers = {name: Estimate(value=getattr(at, name)) for name in ("flops", "params", "tokens", "loss")}
-    numbers[given] = Estimate(value=value)
-    return Prediction(
-        by=law.name,
-        conventions=Conventions(params=law.params.value, flops=law.flops.value, loss=law.loss_unit),
-        statement=NO_INTERVAL,
-        **numbers,
+    question = Question(
+        flops=flops,
+        params=params,
+        tokens=tokens,
+        unique_tokens=unique_tokens,
+        inference_tokens=inference_tokens,
+        tokens_per_param=tokens_per_param,
     )
+    numbers = _of_law(law, question)
+    estimates = {name: Estimate(value=known(value)) for name, value in numbers.items()}
+    statements = [*([PUBLISHED_TEXT] if question.unique_tokens else []), NO_INTERVAL]
+    conventions = Conventions(params=law.params.value, flops=law.flops.value, loss=law.loss_unit)
+    return prediction(law.name, question, conventions, estimates, statements, law.flops_range)
 
 
 def predict_fit(
-    path: Path, *, flops: float | None = None, params: float | None = None, tokens: float | None = None
+    path: Path,
+    *,
+    flops: float | None = None,
+    params: float | None = None,
+    tokens: float | None = None,
+    unique_tokens: float | None = None,
+    inference_tokens: float | None = None,
+    tokens_per_param: float | None = None,
 ) -> list[Prediction]:
-    """The optimum according to each approach that a stored fit did not refuse, with intervals from its replicates.
+    """What each approach of a stored fit says that was not refused, with intervals from its replicates.
+
+    Parameters are those of :func:`predict_law`; all but the compute-optimal point are a matter of Approach 3 alone.
 
     Raises
     ------
     UserError
-        If none or several of the three are given, the fit cannot be read, or it refused every approach.
+        If the numbers make no question, the fit cannot be read, or it refused every approach that could answer.
     """
-    given, value = _given(flops, params, tokens)
+    question = Question(
+        flops=flops,
+        params=params,
+        tokens=tokens,
+        unique_tokens=unique_tokens,
+        inference_tokens=inference_tokens,
+        tokens_per_param=tokens_per_param,
+    )
     fit = read_fit(path)
-    found = [
-        _predict(fit, name, approach, given, value)
-        for name in APPROACHES
-        if "refused" not in (approach := fit.raw["approaches"][name])
-    ]
-    if not found:
-        reasons = "; ".join(f"{name}: {fit.raw['approaches'][name]['refused']}" for name in APPROACHES)
-        raise UserError(f"path={path}: every approach was refused, so the fit predicts nothing ({reasons}).")
-    return found
+    able = APPROACHES if question.kind is Kind.optimum else APPROACHES[-1:]
+    refused = {name: reason for name in able if (reason := refusal(fit.raw["approaches"][name]))}
+    kept = [name for name in able if name not in refused]
+    if not kept:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        what = "every approach" if question.kind is Kind.optimum else "Approach 3, which alone answers this,"
+        raise UserError(f"path={path}: {what} was refused, so the fit predicts nothing ({reasons}).")
+    return [by_approach(fit, name, question) for name in kept]
 
 
-def _predict(fit: StoredFit, name: str, approach: Mapping[str, Any], given: str, value: float) -> Prediction:
-    conventions = Conventions(**fit.raw["conventions"])
-    cost, interval = Cost(**fit.raw["cost"]), fit.raw["interval"]
-    many = fit.replicates.get(f"{conventions.params}/{name}")
-    if name == "parametric":
-        theta = np.array(
-            [
-                *(np.log(approach[key]["value"]) for key in ("A", "B", "E")),
-                *(approach[key]["value"] for key in ("alpha", "beta")),
-            ]
+def predict_models(law: Law) -> list[Distance]:
+    """Published models beside a law's frontier, in the order of their years."""
+    return [distance_from_optimal(law, model) for model in published_models()]
+
+
+def _of_law(law: Law, question: Question) -> dict[str, float | None]:
+    if isinstance(law, SurfaceLaw) and question.kind is not Kind.optimum:
+        found = answer(question, law.array(), law.cost, PUBLISHED)
+        return {name: float(value) for name, value in found.items()}
+    if question.kind is Kind.optimum:
+        given, value = question.given
+        at = {"flops": law.at_flops, "params": law.at_params, "tokens": law.at_tokens}[given](value)
+        return {name: getattr(at, name) for name in (*AXES, "loss")} | {given: value}
+    if question.kind is not Kind.point or question.unique_tokens is not None:
+        asked = "inference_tokens=" if question.kind is Kind.inference else "unique_tokens="
+        raise UserError(
+            f"law={law.name} knows N*(C) alone, and {asked} needs L(N, D); choose a law that has it, such as "
+            "besiroglu2024 or muennighoff2023."
         )
-        point = _by_surface(theta, cost, given, value)
-        replicas = None if many is None else _by_surface(many, cost, given, value)
-    else:
-        laws = approach["laws"]
-        six = np.array(
-            [laws[key][part] for key in ("n_opt", "d_opt", "loss_opt") for part in ("log_coefficient", "exponent")]
-        )
-        span = (float(laws["flops_range"][0]), float(laws["flops_range"][1]))
-        point = _by_laws(six, span, given, value)
-        replicas = None if many is None else _by_laws(many, span, given, value)
-    if name == "envelope" and replicas is not None:
-        replicas = {key: many for key, many in replicas.items() if key != "loss"}  # see approaches._envelope
-    numbers = {
-        key: _estimate(float(point[key]), None if replicas is None else replicas.get(key), interval["level"])
-        for key in point
-    }
-    numbers[given] = Estimate(value=value)
-    other = numbers["tokens" if given != "tokens" else "params"]
-    if other.value is None:
-        statement = f"Not known: there is no optimum at {given}={value:g} that a floating-point number can hold."
-    elif replicas is None or other.low is None:
-        statement = "No intervals: the fit keeps no or too few replicates."
-    else:
-        statement = (
-            f"{100 * interval['level']:g}% intervals; {interval['method']}; of the optimum, not of a single run."
-        )
-    if name != "parametric" and numbers["loss"].value is None and other.value is not None:
-        statement += " The loss is not known: C lies outside the budgets of this approach."
-    return Prediction(by=name, conventions=conventions, statement=statement, **numbers)
-
-
-def _by_surface(theta: Floats, cost: Cost, given: str, value: float) -> dict[str, Floats]:
-    """C, N, D and L from Approach 3."""
-    solve = {"flops": optimum, "params": optimum_for_params, "tokens": optimum_for_tokens}[given]
-    with np.errstate(over="ignore"):  # what is not finite is not known
-        first, other, loss = solve(theta, cost, value)
-    if given == "flops":
-        return {"flops": np.full_like(first, value), "params": first, "tokens": other, "loss": loss}
-    c = first
-    own = np.full_like(c, value)
-    n, d = (own, other) if given == "params" else (other, own)
-    return {"flops": c, "params": n, "tokens": d, "loss": loss}
-
-
-def _by_laws(laws: Floats, span: tuple[float, float], given: str, value: float) -> dict[str, Floats]:
-    """C, N, D and L from the power laws of Approach 1 or 2, which are inverted for N or D."""
-    c = np.full(laws.shape[:-1], value)
-    if given != "flops":
-        level, exponent = laws[..., 0 if given == "params" else 2], laws[..., 1 if given == "params" else 3]
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            c = np.where(exponent > 0, np.exp((np.log(value) - level) / exponent), np.nan)
-    n, d, loss = optimum_of_laws(laws, span, c)
-    return {"flops": c, "params": n, "tokens": d, "loss": loss}
-
-
-def _estimate(point: float, replicas: Floats | None, level: float) -> Estimate:
-    if not 0 < point < np.inf:
-        return Estimate(value=None)
-    return Estimate(value=point) if replicas is None else percentile(replicas, point, level)
-
-
-def _given(flops: float | None, params: float | None, tokens: float | None) -> tuple[str, float]:
-    values = {name: value for name, value in zip(GIVEN, (flops, params, tokens), strict=True) if value is not None}
-    if len(values) != 1:
-        shown = " ".join(f"{name}={value:g}" for name, value in values.items()) or "nothing"
-        raise UserError(f"predict got {shown}; give exactly one of flops=, params= and tokens=.")
-    ((name, value),) = values.items()
-    if not (np.isfinite(value) and value > 0):
-        raise UserError(f"{name}={value} is not a positive number; give one such as {name}=1e18.")
-    return name, float(value)
+    c, n, d = question.point(law.cost)
+    return {"flops": c, "params": n, "tokens": d, "loss": None, "params_ratio": n / law.at_flops(c).params}

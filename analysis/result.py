@@ -1,6 +1,6 @@
 """What a fit yields: frozen values that figures, report, terminal and ``fit.json`` read; nothing here computes a fit.
 
-Letters as in :mod:`analysis.fits`.
+Letters as in :mod:`analysis.fitting.values`.
 """
 
 from __future__ import annotations
@@ -12,45 +12,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.fits import (
+from analysis.config import FitConfig
+from analysis.fitting.bootstrap import Scatter
+from analysis.fitting.values import (
     Cost,
     EnvelopeFit,
+    Estimate,
     Floats,
     IsoflopFit,
     ParametricFit,
     PowerLaws,
+    Profile,
     Refused,
+    RepeatedFit,
     Replicates,
+    Rows,
+    Window,
     finite,
 )
+from analysis.ingest.tables import Exclusion
 
 FIT_SCHEMA = 1
 """Version of fit.json; a newer one is refused."""
 
 APPROACHES = ("envelope", "isoflop", "parametric")
 """Hoffmann's Approaches 1, 2 and 3, by the names fit.json gives them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A number and its interval; None where it is not known."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    def to_dict(self) -> dict[str, float | None]:
-        """As fit.json has it; what is not finite is not known."""
-        return {"value": finite(self.value), "low": finite(self.low), "high": finite(self.high)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exclusion:
-    """A row left out of the fit."""
-
-    row: str
-    """The point's id, or the row's number in its CSV file ("row 1" is the first below the header)."""
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,29 +53,6 @@ class Conventions:
     def to_dict(self) -> dict[str, str]:
         """As fit.json has it."""
         return {"params": self.params, "flops": self.flops, "loss": self.loss}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Rows:
-    """The points of a fit as arrays of one length, under one convention."""
-
-    params: Floats
-    tokens: Floats
-    flops: Floats
-    loss: Floats
-    budget: Floats
-    """The geometric mean of the achieved FLOPs of the row's budget: rows of one budget share the number."""
-    point_id: tuple[str, ...]
-    run_id: tuple[str, ...]
-    cluster_id: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.loss)
-
-    @property
-    def budgets(self) -> Floats:
-        """The distinct budgets, rising."""
-        return np.unique(self.budget)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,14 +72,26 @@ class Approach:
     a: Estimate
     b: Estimate
     optima: tuple[Optimum, ...]
-    replicates: Replicates | None
+    replicates: Replicates
+    scatter: Mapping[str, Scatter] = field(default_factory=dict)
+    """``n_opt``, ``d_opt``, ``loss_opt`` -> how measurements of it scatter about the law, where that is known."""
+
+    @property
+    def quotable(self) -> bool:
+        """Whether the approach found its optimum, so that its numbers mean something."""
+        return True
+
+    @property
+    def remark(self) -> str:
+        """What keeps its numbers from being quoted, or its parameters; "" for nothing."""
+        return ""
 
     def to_dict(self) -> dict[str, Any]:
         """As fit.json has it."""
         out: dict[str, Any] = {"a": self.a.to_dict(), "b": self.b.to_dict()}
         for name in ("n_opt", "d_opt", "loss_opt"):
             out[name] = [{"budget": at.budget, **getattr(at, name).to_dict()} for at in self.optima]
-        out["replicates_failed"] = self.replicates.failed if self.replicates else 0
+        out["replicates_failed"] = self.replicates.failed
         return out
 
 
@@ -125,10 +100,13 @@ class Envelope(Approach):
     """Approach 1 with intervals."""
 
     fit: EnvelopeFit
+    curvature: Estimate
+    """Of log N* against log C; an interval that leaves out 0 speaks against a power law."""
 
     def to_dict(self) -> dict[str, Any]:
         """As fit.json has it."""
-        counts = {name: getattr(self.fit, name) for name in ("tail", "runs", "runs_touching", "censored")}
+        names = ("tail", "runs", "runs_touching", "censored", "undecayed")
+        counts = {name: getattr(self.fit, name) for name in names} | {"curvature": self.curvature.to_dict()}
         return super().to_dict() | counts | {"laws": _laws(self.fit.laws)}
 
 
@@ -140,15 +118,23 @@ class Isoflop(Approach):
     lost: Mapping[float, float]
     """Accepted budget -> share of the replicates in which it has no minimum, so that they rest on the other budgets;
     empty without replicates."""
+    windows: tuple[Window, ...] = ()
+    """How the exponents move with the sizes that count, the narrowest first."""
 
     def to_dict(self) -> dict[str, Any]:
         """As fit.json has it."""
-        budgets = [
+        budgets: list[dict[str, Any]] = [
             {"budget": p.budget, "rows": len(p.rows), "n_opt": finite(p.n_opt), "refused": p.refused}
             | {"replicates_lost": self.lost.get(p.budget)}
-            for p in self.fit.parabolas
+            for p in self.fit.valleys
         ]
-        return super().to_dict() | {"parabolas": budgets, "laws": _laws(self.fit.laws)}
+        if self.fit.bias is not None:
+            bias = {at.budget: float(value) for at, value in zip(self.fit.accepted, self.fit.bias, strict=True)}
+            for row, at in zip(budgets, self.fit.valleys, strict=True):
+                row["bias"] = finite(bias.get(at.budget))
+        windows = [{"factor": at.factor, "a": at.a, "b": at.b, "budgets": at.budgets} for at in self.windows]
+        how = {"valley": self.fit.valley.value, "unbiased": self.fit.unbiased, "windows": windows}
+        return super().to_dict() | {"valleys": budgets, "laws": _laws(self.fit.laws)} | how
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -161,16 +147,34 @@ class Parametric(Approach):
     B: Estimate
     alpha: Estimate
     beta: Estimate
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    """By the name of what was held; empty unless asked for."""
+
+    @property
+    def quotable(self) -> bool:
+        """Whether Newton's method converged."""
+        return self.fit.certificate.converged
+
+    @property
+    def remark(self) -> str:
+        """What the certificate says against the fit; "" for nothing."""
+        found = self.fit.certificate
+        if not found.converged:
+            return f"did not converge: relative gradient {found.gradient_norm:.1g}"
+        return f"not determined: {', '.join(found.unidentified)}" if found.unidentified else ""
 
     def to_dict(self) -> dict[str, Any]:
         """As fit.json has it."""
         law = {name: getattr(self, name).to_dict() for name in ("E", "A", "B", "alpha", "beta")}
         evidence = {
             "objective": self.fit.objective,
-            "delta": self.fit.delta,
+            "delta": finite(self.fit.delta),
+            "how": self.fit.how.value,
+            "form": self.fit.form.value,
             "certificate": self.fit.certificate.to_dict(),
         }
-        return super().to_dict() | law | evidence
+        profiles = {name: at.estimate.to_dict() for name, at in self.profiles.items()}
+        return super().to_dict() | law | evidence | ({"profiles": profiles} if profiles else {})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -210,31 +214,85 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Backtest:
-    """Approach 3 fitted without the largest budget, and what it then says about that budget's losses."""
+class Holdout:
+    """What a fit to the budgets up to one foretold of those beyond it; the arrays have one length."""
 
-    budget: float
-    """The budget held out."""
+    fitted_to: float
+    """The largest C fitted."""
     rows: int
-    """Held-out losses."""
-    level: float
-    coverage: float
-    """Share of them inside the prediction interval: parameters and residuals resampled."""
-    coverage_parameters: float
-    """Share inside the interval from the parameters alone, which is not a prediction interval."""
-    error: float
-    """Root mean square of log(predicted / measured)."""
-    bias: float
-    """Mean of log(predicted / measured): above 0, the larger budget did better than foretold."""
+    """Fitted."""
+    flops: Floats
+    """C of what was held out."""
     measured: Floats
     predicted: Floats
     low: Floats
     high: Floats
+    """The prediction interval: refits and the scatter of measurements."""
+    law_low: Floats
+    law_high: Floats
+    """The interval from refits alone, which is not a prediction interval."""
+
+    @property
+    def coverage(self) -> float:
+        """Share of the measured inside the prediction interval."""
+        return float(np.mean((self.low <= self.measured) & (self.measured <= self.high)))
+
+    @property
+    def law_coverage(self) -> float:
+        """Share of the measured inside the interval from refits alone."""
+        return float(np.mean((self.law_low <= self.measured) & (self.measured <= self.law_high)))
+
+    @property
+    def error(self) -> float:
+        """Root mean square of log(predicted / measured)."""
+        return float(np.sqrt(np.mean(np.log(self.predicted / self.measured) ** 2)))
+
+    @property
+    def bias(self) -> float:
+        """Mean of log(predicted / measured): above 0, larger budgets turned out lower than foretold."""
+        return float(np.mean(np.log(self.predicted / self.measured)))
 
     def to_dict(self) -> dict[str, Any]:
         """As fit.json has it."""
-        names = ("budget", "rows", "level", "coverage", "coverage_parameters", "error", "bias")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "fitted_to": self.fitted_to,
+            "rows": self.rows,
+            "held_out": len(self.measured),
+            "reach": float(self.flops.max() / self.fitted_to),
+            "coverage": self.coverage,
+            "law_coverage": self.law_coverage,
+            "error": self.error,
+            "bias": self.bias,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Backtest:
+    """Rolling origins: the fit cut at one budget after another, the last leaving only the largest out."""
+
+    level: float
+    loss: tuple[Holdout, ...]
+    """Approach 3 on the losses of held-out rows, by rising origin."""
+    n_opt: Mapping[str, tuple[Holdout, ...]]
+    """Each approach on the minima of held-out budgets, by rising origin; empty where there are none."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As fit.json has it."""
+        minima = {name: [at.to_dict() for at in held] for name, held in self.n_opt.items()}
+        return {"level": self.level, "loss": [at.to_dict() for at in self.loss], "n_opt": minima}
+
+    def coverage(self, approach: str) -> tuple[int, int]:
+        """(inside, measured): how many minima of held-out budgets lay in the approach's prediction intervals."""
+        return _inside(self.n_opt.get(approach, ()))
+
+    def coverage_of_losses(self) -> tuple[int, int]:
+        """(inside, measured): the same for Approach 3 and the held-out losses."""
+        return _inside(self.loss)
+
+
+def _inside(held: tuple[Holdout, ...]) -> tuple[int, int]:
+    count = sum(len(at.measured) for at in held)
+    return round(sum(at.coverage * len(at.measured) for at in held)), count
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -244,17 +302,23 @@ class FitResult:
     source: str
     primary: ConventionFit
     by_convention: tuple[ConventionFit, ...]
-    """Every N convention the rows carry, the primary one first."""
+    """Every pair of an N and a C convention that all rows carry, the primary one first."""
     interval: Interval
     points: pd.DataFrame
     """The rows used, in the order of ``primary.rows``, in the points schema."""
     excluded: tuple[Exclusion, ...]
     backtest: Backtest | Refused
     warnings: tuple[str, ...]
+    compared: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
+    """With ``fit.compare``: a by approach under every way to resample."""
+    repeated: RepeatedFit | Refused | None = None
+    """What repeated tokens are worth; None where no row repeats its data."""
     notes: tuple[str, ...] = ()
     """What was assumed about the source, one sentence each."""
     group: Mapping[str, str] = field(default_factory=dict)
     """With ``group_by``: the columns and values that make this group."""
+    config: FitConfig | None = None
+    """The settings, where they are known: for the record."""
 
     def to_dict(self) -> dict[str, Any]:
         """Exactly ``fit.json``."""
@@ -267,12 +331,19 @@ class FitResult:
                 "used": len(self.primary.rows),
                 "excluded": [{"row": out.row, "reason": out.reason} for out in self.excluded],
             },
+            "ranges": {
+                name: [float(values.min()), float(values.max())]
+                for name in ("params", "tokens", "flops", "loss")
+                for values in (getattr(self.primary.rows, name),)
+            },
             "conventions": primary["conventions"],
             "cost": primary["cost"],
             "interval": self.interval.to_dict(),
             "approaches": primary["approaches"],
             "by_convention": [fit.to_dict() for fit in self.by_convention],
             "backtest": self.backtest.to_dict(),
+            "compared": {how: {name: a.to_dict() for name, a in found.items()} for how, found in self.compared.items()},
+            "repeated": None if self.repeated is None else self.repeated.to_dict(),
             "warnings": list(self.warnings),
             "notes": list(self.notes),
         }

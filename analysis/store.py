@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.fits import Floats
+from analysis.fitting.bootstrap import Scatter
+from analysis.fitting.values import Floats
 from analysis.result import FIT_SCHEMA, Approach, FitResult
 from trainer.errors import UserError
 from trainer.files import write_json, write_whole
@@ -49,7 +50,7 @@ def write_fit(result: FitResult, out: Path) -> list[Path]:
 
 
 def exponents_table(result: FitResult) -> pd.DataFrame:
-    """One row per N convention and approach: a and b with their intervals, or why it was refused."""
+    """One row per pair of conventions and approach: a and b with their intervals, or why it was refused."""
     rows = []
     for fit in result.by_convention:
         for name, approach in fit.approaches.items():
@@ -77,7 +78,21 @@ class StoredFit:
     path: Path
     raw: Mapping[str, Any]
     replicates: Mapping[str, Floats]
-    """``<params convention>/<approach>`` -> (replicates, 5 or 6), as ``Replicates.values``."""
+    """``<params convention>/<flops convention>/<approach>`` -> (replicates, 5 or 6), as ``Replicates.values``; with
+    ``/residuals/<n_opt, d_opt or loss_opt>`` and ``/freedom/<...>``, the two parts of its ``Scatter``."""
+
+    def scatter(self, approach: str) -> dict[str, Scatter]:
+        """How measurements scatter about an approach's law, under the primary conventions."""
+        prefix = f"{self.key(approach)}/residuals/"
+        return {
+            name.removeprefix(prefix): Scatter(values, float(self.replicates[name.replace("/residuals/", "/freedom/")]))
+            for name, values in self.replicates.items()
+            if name.startswith(prefix)
+        }
+
+    def key(self, approach: str) -> str:
+        """Where an approach's replicates stand, under the primary conventions."""
+        return f"{self.raw['conventions']['params']}/{self.raw['conventions']['flops']}/{approach}"
 
 
 def read_fit(path: Path) -> StoredFit:
@@ -116,12 +131,17 @@ def _check(raw: Any, file: Path) -> None:
 
 
 def _packed(result: FitResult) -> bytes:
-    arrays = {
-        f"{fit.conventions.params}/{name}": approach.replicates.values
-        for fit in result.by_convention
-        for name, approach in fit.approaches.items()
-        if isinstance(approach, Approach) and approach.replicates is not None
-    }
+    arrays: dict[str, Floats] = {}
+    for fit in result.by_convention:
+        for name, approach in fit.approaches.items():
+            if not isinstance(approach, Approach):
+                continue
+            key = f"{fit.conventions.params}/{fit.conventions.flops}/{name}"
+            arrays[key] = approach.replicates.values
+            if fit is result.primary:
+                for what, scatter in approach.scatter.items():
+                    arrays[f"{key}/residuals/{what}"] = scatter.residuals
+                    arrays[f"{key}/freedom/{what}"] = np.array(scatter.freedom)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()

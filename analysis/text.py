@@ -7,8 +7,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from analysis.result import Estimate  # for its type alone: plans and status show counts and do without pandas
+    from analysis.fitting.values import (
+        Estimate,  # for its type alone: plans and status show counts and do without pandas
+    )
 
+THREE = "{:z.3f}".format
+"""Three decimals, without a minus before what they round to zero."""
 SHORT_TITLES = {"envelope": "1 envelope", "isoflop": "2 isoFLOP", "parametric": "3 parametric"}
 """Hoffmann's numbers of the approaches."""
 
@@ -33,10 +37,24 @@ def flops_text(value: float | None) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def estimate_text(estimate: Estimate, text: Callable[[float], str] = "{:.3f}".format) -> str:
-    """A number, with its interval where it has one: 0.514 (0.492 to 0.543); a dash for what is not known."""
+def estimate_text(estimate: Estimate, text: Callable[[float], str] = THREE) -> str:
+    """A number, with its interval where it has one: 0.514 (0.492 to 0.543), or 56 (over 20) if that has no upper end.
+
+    A dash stands for what is not known.
+    """
     if estimate.value is None:
         return "–"
-    if estimate.low is None or estimate.high is None:
-        return text(estimate.value)
-    return f"{text(estimate.value)} ({text(estimate.low)} to {text(estimate.high)})"
+    value, low, high = estimate.value, estimate.low, estimate.high
+    if low is not None and high is not None:
+        return f"{text(value)} ({text(low)} to {text(high)})"
+    if low is not None:
+        return f"{text(value)} (over {text(low)})"
+    return text(value) if high is None else f"{text(value)} (below {text(high)})"
+
+
+def prediction_text(estimate: Estimate, text: Callable[[float], str] = THREE) -> str:
+    """Where one more measurement would fall: 2.981 to 3.012; a dash where that is not known."""
+    if estimate.prediction is None:
+        return "–"
+    low, high = estimate.prediction
+    return f"{text(low)} to {text(high)}"

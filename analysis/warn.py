@@ -8,22 +8,23 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from analysis.fits import Refused
-from analysis.isoflop import fit_isoflop
-from analysis.result import Approach, ConventionFit, Isoflop, Parametric, Rows
-from analysis.tables import AXIS
+from analysis.config import Valley
+from analysis.fitting.values import Refused, Rows
+from analysis.ingest.tables import AXIS
+from analysis.result import Approach, Backtest, ConventionFit, Envelope, Isoflop, Parametric
 from analysis.text import flops_text
 
 FEW_POINTS = 15
 EPOCHS = 4  # beyond it repeated tokens no longer count as fresh ones (Muennighoff et al. 2023)
-WINDOW = 4.0
+BIASED = 0.02  # of N*
+SHORT = 0.1  # of the nominal coverage
 MOVED = 0.03  # of an exponent
 LOST = 0.05  # of the replicates
 
 
-def warnings(fits: tuple[ConventionFit, ...], points: pd.DataFrame) -> tuple[str, ...]:
+def warnings(fits: tuple[ConventionFit, ...], points: pd.DataFrame, backtest: Backtest | Refused) -> tuple[str, ...]:
     """Everything worth a warning about the fits (the primary one first) and the rows they rest on."""
-    return (*_rows(fits[0].rows, points), *_approaches(fits[0]), *_conventions(fits))
+    return (*_rows(fits[0].rows, points), *_approaches(fits[0]), *_conventions(fits), *_backtest(backtest))
 
 
 def _rows(rows: Rows, points: pd.DataFrame) -> Iterator[str]:
@@ -36,7 +37,7 @@ def _rows(rows: Rows, points: pd.DataFrame) -> Iterator[str]:
     if (epochs > EPOCHS).any():
         yield (
             f"{int((epochs > EPOCHS).sum())} rows see their data more than {EPOCHS} times, and repeated tokens do "
-            "not count as fresh ones (Muennighoff et al. 2023); choose others with where=."
+            "not count as fresh ones (Muennighoff et al. 2023); fit.epochs=4 leaves them out."
         )
     values = {str(name): points[name].astype(str).nunique() for name in points if str(name).startswith(AXIS)}
     axes = [name for name, count in values.items() if count > 1]
@@ -57,20 +58,24 @@ def _approaches(fit: ConventionFit) -> Iterator[str]:
     for name, approach in fit.approaches.items():
         if isinstance(approach, Approach) and approach.replicates is not None:
             failed, kept = approach.replicates.failed, len(approach.replicates.values)
-            if failed > LOST * (failed + kept):
-                rest = "the interval rests on the others" if kept else "there is no interval"
-                yield f"{name}: {failed} of {failed + kept} replicates gave no fit; {rest}."
+            if approach.a.low is None and failed:
+                yield f"{name}: {failed} of {failed + kept} replicates gave no fit, too many for an interval."
+    if isinstance(fit.envelope, Envelope):
+        yield from _envelope(fit.envelope)
     if isinstance(fit.isoflop, Isoflop):
-        yield from _isoflop(fit.isoflop, fit.rows)
+        yield from _isoflop(fit.isoflop)
     if isinstance(fit.parametric, Parametric):
         yield from _parametric(fit.parametric)
     yield from _disagreement(fit)
 
 
-def _isoflop(approach: Isoflop, rows: Rows) -> Iterator[str]:
-    for parabola in approach.fit.parabolas:
-        if parabola.refused and len(parabola.rows) >= 4:
-            yield f"isoflop: the budget {parabola.budget:.3g} is not used: {parabola.refused}."
+def _isoflop(approach: Isoflop) -> Iterator[str]:
+    unused: dict[str, list[str]] = {}
+    for valley in approach.fit.valleys:
+        if valley.refused and len(valley.rows) >= 4:
+            unused.setdefault(valley.refused, []).append(flops_text(valley.budget))
+    for reason, budgets in unused.items():
+        yield f"isoflop: not used: {', '.join(budgets)}: {reason}."
     lost = [f"{flops_text(budget)} ({share:.0%})" for budget, share in approach.lost.items() if share > LOST]
     if lost:
         yield (
@@ -79,14 +84,41 @@ def _isoflop(approach: Isoflop, rows: Rows) -> Iterator[str]:
         )
     if len(approach.fit.accepted) == 2:
         yield "isoflop: two budgets fix a power law exactly; nothing checks that it is one."
-    near = fit_isoflop(rows.params, rows.tokens, rows.flops, rows.loss, rows.budget, window=WINDOW)
-    if not isinstance(near, Refused) and len(near.accepted) == len(approach.fit.accepted):
-        a, b = approach.fit.laws.params.exponent, near.laws.params.exponent
-        if abs(a - b) > MOVED:
-            yield (
-                f"isoflop: a moves from {a:.3f} to {b:.3f} when only sizes within {WINDOW:g}x of each budget's best "
-                "count (fit.window); the valleys are no parabolas."
-            )
+    a = approach.fit.laws.params.exponent
+    usable = len(approach.fit.accepted)
+    moved = [at for at in approach.windows if at.a is not None and at.budgets == usable and abs(at.a - a) > MOVED]
+    if moved:
+        shown = ", ".join(f"{at.a:.3f} within {at.factor:g}x" if at.factor else f"{at.a:.3f} over all" for at in moved)
+        yield (
+            f"isoflop: a is {a:.3f}, but {shown} of each budget's best size (fit.window); the valleys are no "
+            f"{'parabolas' if approach.fit.valley is Valley.parabola else approach.fit.valley.value}."
+        )
+    bias = approach.fit.bias
+    if bias is not None and not approach.fit.unbiased and np.nanmax(np.abs(bias), initial=0) > BIASED:
+        worst = np.expm1(bias[np.nanargmax(np.abs(bias))])
+        yield (
+            f"isoflop: by Approach 3's surface the valleys' minima are off by up to {worst:+.0%} in N*, however little "
+            "the losses scatter; fit.unbias=true removes that."
+        )
+
+
+def _envelope(approach: Envelope) -> Iterator[str]:
+    low, high = approach.curvature.low, approach.curvature.high
+    if low is not None and high is not None and (low > 0 or high < 0):
+        bend = f"{'up' if low > 0 else 'down'}wards in log C ({low:.3g} to {high:.3g})"
+        yield f"envelope: log N* bends {bend}; no one power law holds over all of C."
+
+
+def _backtest(test: Backtest | Refused) -> Iterator[str]:
+    if isinstance(test, Refused):
+        return
+    inside, measured = test.coverage_of_losses()
+    share = inside / measured
+    if share < test.level - SHORT:
+        yield (
+            f"parametric: of the losses beyond the budgets fitted, {share:.0%} lay inside {test.level:.0%} prediction "
+            "intervals; extrapolation is worse than its intervals say."
+        )
 
 
 def _parametric(approach: Parametric) -> Iterator[str]:
@@ -112,15 +144,20 @@ def _disagreement(fit: ConventionFit) -> Iterator[str]:
 
 
 def _conventions(fits: tuple[ConventionFit, ...]) -> Iterator[str]:
-    first = fits[0]
-    for fit in fits[1:]:
-        for name, approach in first.approaches.items():
+    """Per approach, the counts of N and C under which a is elsewhere."""
+    for name, approach in fits[0].approaches.items():
+        if not isinstance(approach, Approach) or approach.a.value is None:
+            continue
+        moved = []
+        for fit in fits[1:]:
             other = fit.approaches[name]
-            if not isinstance(approach, Approach) or not isinstance(other, Approach):
-                continue
-            a, b = approach.a.value, other.a.value
-            if a is not None and b is not None and abs(a - b) > MOVED:
-                yield (
-                    f"{name}: a is {a:.3f} with N = {first.conventions.params} and {b:.3f} with "
-                    f"N = {fit.conventions.params}; quote the convention with the exponent."
-                )
+            a = other.a.value if isinstance(other, Approach) else None
+            if a is not None and abs(a - approach.a.value) > MOVED:
+                moved.append(f"{a:.3f} with {_counts(fit)}")
+        if moved:
+            here = f"{approach.a.value:.3f} with {_counts(fits[0])}"
+            yield f"{name}: a is {here}, but {', '.join(moved)}; quote the convention with the exponent."
+
+
+def _counts(fit: ConventionFit) -> str:
+    return f"N = {fit.conventions.params} and C = {fit.conventions.flops}"

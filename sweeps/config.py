@@ -54,6 +54,9 @@ class FitSource(StrEnum):
 
     runs = "runs"
     csv = "csv"
+    """A table of points or curves: CSV, JSON lines or parquet."""
+    wandb = "wandb"
+    """A project on the server, or offline runs on disk."""
 
 
 @dataclass(kw_only=True)
@@ -149,11 +152,15 @@ class FitCommand(Config):
 
     source: FitSource = FitSource.runs
     path: str | None = None
-    """csv: the file."""
+    """csv: the file (.csv, .jsonl, .parquet). wandb: a folder of offline runs, or a .wandb file."""
+    project: str | None = None
+    """wandb: entity/name of a project on the server."""
+    group: str | None = None
+    """wandb: only runs of this group."""
     where: str | None = None
     """A pandas query; rows that fail it are left out and listed."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Our column -> the file's column."""
+    """Our column -> the file's column, or the run's key."""
     group_by: list[str] = field(default_factory=list)
     """Columns: one fit per group of their values."""
 
@@ -168,6 +175,14 @@ class PredictCommand:
     flops: float | None = None
     params: float | None = None
     tokens: float | None = None
+    unique_tokens: float | None = None
+    """How many distinct tokens there are; the rest of the tokens repeat them."""
+    inference_tokens: float | None = None
+    """How many tokens the model will serve after training."""
+    tokens_per_param: float | None = None
+    """D / N of a point at flops."""
+    models: bool = False
+    """Published models beside the law, instead."""
     format: Format = Format.table
 
 

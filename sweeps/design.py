@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.laws import Law
+from analysis.laws.law import Law
 from sweeps.config import CentreConfig, Design, SweepConfig
 from sweeps.ladder import ladder, pick
 from trainer.config import ModelConfig
@@ -123,7 +123,7 @@ def centre_params(centre: CentreConfig, budget: float, shapes: Sequence[Shape], 
             "or sweep.centre.n_opt=<parameters> with sweep.centre.at=<FLOPs>."
         )
     known = law(centre.law)
-    best = min(shapes, key=lambda shape: known.loss(shape.params(known.params), budget / shape.flops_per_token()))
+    best = min(shapes, key=lambda shape: known.excess(shape.params(known.params), budget / shape.flops_per_token()))
     if best in (shapes[0], shapes[-1]):
         raise UserError(
             f"sweep.budgets: at {budget:.4g} FLOPs the optimum of {centre.law} lies off the shape ladder "

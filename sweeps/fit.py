@@ -14,17 +14,20 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from analysis.clean import keep_where, split
-from analysis.csvfile import read_csv
-from analysis.figures import write_figures
 from analysis.fit import fit_tables
-from analysis.fits import Refused
-from analysis.laws import Law
-from analysis.report import write_report
-from analysis.result import Exclusion, FitResult
-from analysis.runs import read_runs
+from analysis.fitting.values import Refused
+from analysis.ingest.clean import keep_where, split
+from analysis.ingest.files import read_file
+from analysis.ingest.runs import read_runs
+from analysis.ingest.tables import Exclusion, Tables
+from analysis.ingest.wandb_api import read_project
+from analysis.ingest.wandb_files import read_offline
+from analysis.laws.law import law_from_config
+from analysis.report.document import write_report
+from analysis.report.figures import write_figures
+from analysis.report.latex import write_latex
+from analysis.result import FitResult
 from analysis.store import exponents_table, write_fit
-from analysis.tables import Tables
 from sweeps.app import complain, run_verb, typed
 from sweeps.config import Config, FitCommand, FitSource, Format
 from sweeps.paths import SweepFolder
@@ -78,7 +81,7 @@ def fit_and_show(
     UserError
         If no group could be fitted; where some could, the others are reported.
     """
-    laws = () if config.law.name is None else (Law.from_config(config.law),)
+    laws = () if config.law.name is None else (law_from_config(config.law),)
     groups = list(split(keep_where(tables, where), group_by))
     fits: list[tuple[Path, FitResult]] = []
     refused: list[tuple[str, str]] = []
@@ -93,6 +96,7 @@ def fit_and_show(
                 continue
             place = out / _free_name(group, {path.name for path, _ in fits}) if group else out
             write_fit(result, place)
+            write_latex(result, place)
             figures = write_figures(result, part.curves, place, laws)
             report(f"writing {place.name}", (number + 0.9) / len(groups))
             write_report(result, part.curves, place / "report.html", laws, title=name or title)
@@ -152,16 +156,29 @@ def say_files(place: Path, figures: Sequence[Path]) -> None:
     say(f"written: {place} ({len(figures)} figure files)")
 
 
-def _body(raw: DictConfig) -> int:
-    config: FitCommand = typed(raw)
+def _source(config: FitCommand) -> tuple[Tables, str, Path]:
+    """The rows, what they are called, and where their fit goes by default."""
     if config.source is FitSource.runs:
         folder = SweepFolder.of(config.root, config.sweep.name)
-        tables, title, out = sweep_tables(folder), folder.name, folder.fit
-    else:
-        if not config.path:
-            raise UserError("path is empty; source=csv needs path=<file with one row per point>.")
-        path = Path(config.path)
-        tables, title, out = read_csv(path, config.columns), path.stem, Path("fits") / path.stem
+        return sweep_tables(folder), folder.name, folder.fit
+    path, fill = Path(config.path or ""), config.fit.fill
+    if config.source is FitSource.wandb and config.path is None:
+        if not config.project:
+            raise UserError("project is empty; source=wandb needs project=<entity>/<name>, or path=<offline runs>.")
+        name = config.group or config.project.rpartition("/")[2]
+        with progress_line() as report:
+            report(f"reading {config.project}", 0.0)
+            tables = read_project(config.project, config.group, config.columns, fill=fill)
+        return tables, name, Path("fits") / name
+    if config.path is None:
+        raise UserError("path is empty; source=csv needs path=<file with one row per point>.")
+    read = read_offline([path], config.columns, fill=fill) if config.source is FitSource.wandb else None
+    return read or read_file(path, config.columns, fill=fill), path.stem, Path("fits") / path.stem
+
+
+def _body(raw: DictConfig) -> int:
+    config: FitCommand = typed(raw)
+    tables, title, out = _source(config)
     fitted = fit_and_show(
         config,
         tables,

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from analysis.laws import Law, find_law
+from analysis.laws.law import find_law, law_from_config
 from sweeps.app import config_dirs, typed
 from sweeps.axes import expand
 from sweeps.config import Config
@@ -45,7 +45,7 @@ def make_plan(config: DictConfig) -> Plan:
         check_rules(varied)
         varied.model.dtype = pinned_dtype(varied, folder)
         corpus = pinned_corpus(varied.data, folder)
-        law = None if varied.law.name is None else Law.from_config(varied.law)
+        law = None if varied.law.name is None else law_from_config(varied.law)
         wanted = targets(
             varied.sweep,
             varied.model,

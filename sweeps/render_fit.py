@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from rich.markup import escape
 
-from analysis.fits import Refused
-from analysis.predict import Prediction
+from analysis.fitting.values import Refused, RepeatedFit
 from analysis.result import Approach, FitResult, Parametric
-from analysis.text import SHORT_TITLES, count_text, estimate_text, flops_text
+from analysis.text import SHORT_TITLES, count_text, estimate_text, flops_text, prediction_text
 from sweeps.render import print_json, say, stdout, table
 
 
@@ -19,50 +18,94 @@ def fit_json(fits: Sequence[FitResult], *, grouped: bool) -> None:
 
 
 def print_fit(fit: FitResult) -> None:
-    """Exponents under each N convention, optima per budget, and what to beware of."""
+    """Exponents under each pair of conventions, optima per budget, and what to beware of."""
     level = f"{100 * fit.interval.level:g}%"
-    shown = table("<approach", "<N counts", "<a: N* ~ C^a", "<b: D* ~ C^b", "<remark",
-                  title=f"Exponents with {level} intervals; C by the {fit.primary.conventions.flops} count, "
-                  f"{len(fit.primary.rows)} points, {len(fit.excluded)} left out")  # fmt: skip
+    shown = table("<approach", "<N counts", "<C counts", "<a: N* ~ C^a", "<b: D* ~ C^b", "<foretold", "<remark",
+                  title=f"Exponents with {level} intervals; {len(fit.primary.rows)} points, "
+                  f"{len(fit.excluded)} left out; foretold: held-out budgets inside prediction intervals")  # fmt: skip
     for under in fit.by_convention:
+        counts = (under.conventions.params.replace("_", "-"), under.conventions.flops)
         for name, approach in under.approaches.items():
-            counts = under.conventions.params.replace("_", "-")
             if isinstance(approach, Refused):
-                shown.add_row(SHORT_TITLES[name], counts, "–", "–", escape(f"refused: {approach.reason}"))
+                shown.add_row(SHORT_TITLES[name], *counts, "–", "–", "–", escape(f"refused: {approach.reason}"))
             else:
-                shown.add_row(SHORT_TITLES[name], counts, *_exponents(approach), remark(approach))
+                foretold = coverage_text(fit, name) if under is fit.primary else "–"
+                shown.add_row(SHORT_TITLES[name], *counts, *_exponents(approach), foretold, approach.remark)
     stdout().print(shown)
-    optima = table("budget", "<approach", "<N counts", "<N*", "<D*", "<loss", title="Compute-optimal at each budget")
-    for under in fit.by_convention:
-        for name, approach in under.approaches.items():
-            if not isinstance(approach, Approach) or not quotable(approach):
-                continue
-            for at in approach.optima:
-                counts = under.conventions.params.replace("_", "-")
-                sizes = (estimate_text(one, count_text) for one in (at.n_opt, at.d_opt))
-                optima.add_row(flops_text(at.budget), SHORT_TITLES[name], counts, *sizes, estimate_text(at.loss_opt))
+    first = fit.primary.conventions
+    optima = table("budget", "<approach", "<N*", "<D*", "<loss", "<one more run's loss",
+                   title=f"Compute-optimal at each budget: N counts {first.params.replace('_', '-')} parameters, "
+                   f"C by the {first.flops} count")  # fmt: skip
+    for name, approach in fit.primary.approaches.items():
+        if not isinstance(approach, Approach) or not approach.quotable:
+            continue
+        for at in approach.optima:
+            sizes = (estimate_text(one, count_text) for one in (at.n_opt, at.d_opt))
+            cells = (*sizes, estimate_text(at.loss_opt), prediction_text(at.loss_opt))
+            optima.add_row(flops_text(at.budget), SHORT_TITLES[name], *cells)
     stdout().print(optima)
+    print_backtest(fit)
+    print_asked_for(fit)
+    for note in fit.notes:
+        say(f"note: {note}")
     for warning in fit.warnings:
         say(f"beware: {warning}")
 
 
-def remark(approach: Approach) -> str:
-    """What keeps an approach's numbers from being quoted."""
-    if not isinstance(approach, Parametric):
-        return ""
-    certificate = approach.fit.certificate
-    if not certificate.converged:
-        return f"did not converge: relative gradient {certificate.gradient_norm:.1g}"
-    return f"not determined: {', '.join(certificate.unidentified)}" if certificate.unidentified else ""
+def coverage_text(fit: FitResult, name: str) -> str:
+    """What of held-out budgets lay inside an approach's prediction intervals in the backtest."""
+    if isinstance(fit.backtest, Refused):
+        return "–"
+    parts = {"N*": fit.backtest.coverage(name)}
+    if name == "parametric":
+        parts["loss"] = fit.backtest.coverage_of_losses()
+    return ", ".join(f"{what} {inside}/{measured}" for what, (inside, measured) in parts.items() if measured) or "–"
 
 
-def quotable(approach: Approach) -> bool:
-    """Whether the approach found its optimum, so that its numbers mean something."""
-    return not isinstance(approach, Parametric) or approach.fit.certificate.converged
+def print_backtest(fit: FitResult) -> None:
+    """How often intervals held what came, where the fit was cut at one budget after another."""
+    test = fit.backtest
+    if isinstance(test, Refused):
+        stdout().print(escape(f"Backtest: not possible, {test.reason}"), soft_wrap=True)
+        return
+    shown = table("<foretold", "<fitted to", "<up to", "held out", "inside", "off by",
+                  title=f"Backtest: what lay beyond, inside {100 * test.level:g}% prediction intervals")  # fmt: skip
+    kinds = {"loss, 3 parametric": test.loss} | {f"N*, {SHORT_TITLES[name]}": held for name, held in test.n_opt.items()}
+    for kind, held in kinds.items():
+        for at in held:
+            reach = f"{at.flops.max() / at.fitted_to:.3g}x that"
+            inside = f"{100 * at.coverage:.0f}%"
+            shown.add_row(
+                kind, flops_text(at.fitted_to), reach, str(len(at.measured)), inside, f"{100 * at.error:.2g}%"
+            )
+    stdout().print(shown)
+
+
+def print_asked_for(fit: FitResult) -> None:
+    """Profile likelihoods, intervals of other bootstraps, and what repeated tokens are worth: where there are any."""
+    three = fit.primary.parametric
+    if isinstance(three, Parametric) and three.profiles:
+        shown = table("<", "<bootstrap", "<profile likelihood", title="Approach 3, intervals by two methods")
+        for name, found in three.profiles.items():
+            other = three.a if name == "a" else getattr(three, name)
+            shown.add_row(name, estimate_text(other, "{:.5g}".format), estimate_text(found.estimate, "{:.5g}".format))
+        stdout().print(shown)
+    if fit.compared:
+        shown = table("<resampled", *(f"<a, {title}" for title in SHORT_TITLES.values()),
+                      title="Intervals of a by what the bootstrap draws")  # fmt: skip
+        for how, by_name in fit.compared.items():
+            shown.add_row(how, *(estimate_text(by_name[name]) if name in by_name else "–" for name in SHORT_TITLES))
+        stdout().print(shown)
+    if isinstance(fit.repeated, RepeatedFit):
+        worth = [f"{name} {estimate_text(at, '{:.3g}'.format)}" for name, at in
+                 (("R_D*", fit.repeated.r_d), ("R_N*", fit.repeated.r_n))]  # fmt: skip
+        stdout().print(f"Repeated data ({fit.repeated.rows} rows): {', '.join(worth)}", soft_wrap=True)
+    elif isinstance(fit.repeated, Refused):
+        stdout().print(escape(f"Repeated data: not fitted, {fit.repeated.reason}"), soft_wrap=True)
 
 
 def _exponents(approach: Approach) -> tuple[str, str]:
-    return (estimate_text(approach.a), estimate_text(approach.b)) if quotable(approach) else ("–", "–")
+    return (estimate_text(approach.a), estimate_text(approach.b)) if approach.quotable else ("–", "–")
 
 
 def print_summary(fits: Sequence[FitResult]) -> None:
@@ -78,19 +121,3 @@ def print_summary(fits: Sequence[FitResult]) -> None:
         values = [escape(fit.group[key]) for key in keys]
         shown.add_row(*values, str(len(fit.primary.rows)), str(len(fit.excluded)), *cells)
     stdout().print(shown)
-
-
-def print_predictions(predictions: Sequence[Prediction]) -> None:
-    """What each law or approach says."""
-    first = predictions[0].conventions
-    shown = table("<by", "<C", "<N*", "<D*", "<D*/N*", "<loss",
-                  title=f"N counts {first.params.replace('_', '-')} parameters, C by the {first.flops} count, "
-                  f"loss in {escape(first.loss)}")  # fmt: skip
-    for p in predictions:
-        ratio = None if not (p.tokens.value and p.params.value) else p.tokens.value / p.params.value
-        sizes = (estimate_text(one, count_text) for one in (p.params, p.tokens))
-        flops, loss = estimate_text(p.flops, flops_text), estimate_text(p.loss)
-        shown.add_row(SHORT_TITLES.get(p.by, p.by), flops, *sizes, count_text(ratio), loss)
-    stdout().print(shown)
-    for statement in dict.fromkeys(p.statement for p in predictions):
-        stdout().print(escape(statement), soft_wrap=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.envelope import Curves
-from analysis.tables import Tables, complete_curves, complete_points
+from analysis.fitting.curves import Curves
+from analysis.fitting.values import Rows
+from analysis.ingest.tables import Tables, complete_curves, complete_points
 
 E, A, B, ALPHA, BETA = 1.69, 406.4, 410.7, 0.34, 0.28
 A_TRUE = BETA / (ALPHA + BETA)
@@ -37,7 +38,7 @@ def cosine_curves(params: np.ndarray, tokens: np.ndarray, rows: int = 40) -> Cur
     share = np.linspace(1 / rows, 1, rows)
     n, d = np.repeat(params, rows), np.outer(tokens, share).ravel()
     progress = np.tile(share, len(params))
-    return Curves(
+    return Curves.of_rows(
         run_id=tuple(f"run{i:03d}" for i in np.repeat(np.arange(len(params)), rows)),
         params=n,
         tokens=d,
@@ -66,6 +67,28 @@ def tables(params: np.ndarray, tokens: np.ndarray, flops: np.ndarray, loss: np.n
     )
     curves = cosine_curves(params, tokens)
     steps = pd.DataFrame(
-        {"run_id": curves.run_id, "tokens": curves.tokens, "progress": curves.progress, "val_loss": curves.loss}
+        {
+            "run_id": np.array(curves.names)[curves.run],
+            "tokens": curves.tokens,
+            "progress": curves.progress,
+            "val_loss": curves.loss,
+        }
     )
     return Tables(source="made up", points=complete_points(points), curves=complete_curves(steps))
+
+
+def rows_of(
+    params: np.ndarray,
+    tokens: np.ndarray,
+    flops: np.ndarray,
+    loss: np.ndarray,
+    *,
+    budget: np.ndarray,
+    **columns: object,
+) -> Rows:
+    """Points as the fits take them, each its own run."""
+    names = tuple(f"run{i:03d}" for i in range(len(loss)))
+    known: dict[str, object] = {"seed": np.full(len(loss), np.nan), "cluster_id": names} | columns
+    return Rows(
+        params=params, tokens=tokens, flops=flops, loss=loss, budget=budget, point_id=names, run_id=names, **known
+    )

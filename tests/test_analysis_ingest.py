@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,23 +11,14 @@ import pandas as pd
 import pytest
 from trainer_runs import make_run, small_shape
 
-from analysis.clean import clean, keep_where, split
-from analysis.csvfile import read_csv
-from analysis.runs import read_runs
-from analysis.tables import CURVE_COLUMNS, POINT_COLUMNS, complete_points, numbers
-from trainer.errors import UserError
+from analysis.ingest import runs
+from analysis.ingest.clean import clean
+from analysis.ingest.frames import read_frame
+from analysis.ingest.runs import read_runs
+from analysis.ingest.tables import POINT_COLUMNS, complete_curves, complete_points, joined, numbers
+from trainer.errors import MachineFault, UserError
 from trainer.runfolder import RunFolder, final_record
 from trainer.shape import ParamCount
-
-
-def _csv(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
-
-
-def _reasons(path: Path, flops: str = "6nd") -> dict[str, str]:
-    cleaned = clean(read_csv(path), ParamCount.total, flops)
-    return {out.row: out.reason for out in cleaned.excluded}
 
 
 def test_numbers_hold_what_integers_do_not() -> None:
@@ -40,131 +34,21 @@ def test_complete_points_types_and_keeps_further_columns() -> None:
     assert table["loss"][0] == 3.5 and table["corpus"][0] == "" and table["wd"][0] == 0.1
 
 
-def test_csv_with_other_names_and_huge_flops(tmp_path: Path) -> None:
-    path = _csv(
-        tmp_path / "a.csv", "n,d,c,val\n1e8,2e9,1200000000000000000000000,3.5\n2e8,4e9,99999999999999999999,3.1\n"
+def test_runs_of_curves_are_few_texts_whatever_they_were() -> None:
+    run_id = complete_curves(pd.DataFrame({"run_id": [1, "1", None, "b", np.nan]}))["run_id"]
+    assert run_id.tolist() == ["1", "1", "", "b", ""] and run_id.cat.categories.tolist() == ["1", "", "b"]
+    again = complete_curves(pd.DataFrame({"run_id": run_id}))["run_id"]
+    assert again.tolist() == run_id.tolist()
+
+
+def test_sources_are_joined() -> None:
+    one, two = (
+        read_frame(pd.DataFrame({"run_id": run, "step": [1, 2], "params": 1e8, "tokens": [1e9, 2e9], "loss": [3, 2]}))
+        for run in ("a", "b")
     )
-    tables = read_csv(path, {"params": "n", "tokens": "d", "flops": "c", "loss": "val"})
-    points = tables.points
-    assert points["flops_logged"].tolist() == [1.2e24, 1e20]
-    assert points["flops_6nd"].tolist() == pytest.approx([1.2e18, 4.8e18])
-    assert points["point_id"].tolist() == ["row 1", "row 2"]
-    assert tables.curves.empty and list(tables.curves)[: len(CURVE_COLUMNS)] == list(CURVE_COLUMNS)
-
-
-def test_csv_without_flops_says_what_c_is(tmp_path: Path) -> None:
-    path = _csv(tmp_path / "a.csv", "params,tokens,loss\n1e8,2e9,3.5\n")
-    assert any("C = 6 N D" in note for note in read_csv(path).notes)
-    assert any("N is taken for all parameters" in note for note in read_csv(path).notes)
-
-
-def test_a_column_mapped_to_non_embedding_is_not_total_as_well(tmp_path: Path) -> None:
-    path = _csv(tmp_path / "a.csv", "params,tokens,loss\n1e8,2e9,3.5\n")
-    points = read_csv(path, {"params_non_embedding": "params"}).points
-    assert points["params_non_embedding"].tolist() == [1e8]
-    assert points["params_total"].isna().all()
-
-
-def test_an_overflowed_flops_6nd_is_counted_anew(shared_data: Path) -> None:
-    tables = read_csv(shared_data / "gadre_models.csv", {"params_non_embedding": "params_no_embed"})
-    points = tables.points
-    assert (points["flops_6nd"] == 6 * points["params_total"] * points["tokens"]).all()
-    assert any("counted anew" in note for note in tables.notes)
-
-
-@pytest.mark.parametrize(
-    ("text", "columns", "words"),
-    [
-        ("n,tokens,loss\n1,1,1\n", {}, r"no column params, only n, tokens, loss; .*columns\.params=<its column>"),
-        ("n,d,x\n1,1,1\n", {}, r"no column params, tokens, loss, only n, d, x"),
-        ("params,tokens,loss\n1,1,1\n", {"loss": "val"}, r"columns\.loss=val: .* only params, tokens, loss"),
-        ("params,tokens,loss\n1,1,1\n", {"los": "loss"}, r"columns\.los=loss: there is no column los here"),
-        ("params,tokens,loss\n", {}, "a header but no rows"),
-        ("", {}, "cannot be read as CSV"),
-    ],
-)
-def test_wrong_files_are_refused_in_one_sentence(
-    tmp_path: Path, text: str, columns: dict[str, str], words: str
-) -> None:
-    with pytest.raises(UserError, match=words) as caught:
-        read_csv(_csv(tmp_path / "a.csv", text), columns)
-    assert "\n" not in str(caught.value)
-
-
-def test_missing_folder_and_binary_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        read_csv(tmp_path / "none.csv")
-    with pytest.raises(UserError, match="is a folder, not a CSV file"):
-        read_csv(tmp_path)
-    (tmp_path / "a.bin").write_bytes(bytes(range(256)) * 20)
-    with pytest.raises(UserError, match="cannot be read as CSV"):
-        read_csv(tmp_path / "a.bin")
-
-
-def test_each_bad_row_is_listed_with_its_reason(tmp_path: Path) -> None:
-    path = _csv(
-        tmp_path / "a.csv",
-        "params,tokens,loss,verdict\n1e8,2e9,3.5,done\n1e8,2e9,3.5,done\n1e8,2e9,nan,done\n1e8,2e9,-1,\n"
-        "0,2e9,3,\n1e8,,3,\n1e8,2e9,9,diverged\n1e8,2e9,,failed: out of memory\n2e8,2e9,inf,\nabc,2e9,3,\n",
-    )
-    assert _reasons(path) == {
-        "row 2": "a duplicate: an earlier row has the same N, D, C and loss",
-        "row 3": "loss is missing or not a number",
-        "row 4": "loss is not positive",
-        "row 5": "params_total is not positive",
-        "row 6": "tokens is missing or not a number",
-        "row 7": "diverged",
-        "row 8": "failed: out of memory",
-        "row 9": "loss is missing or not a number",
-        "row 10": "params_total is missing or not a number",
-    }
-
-
-def test_where_lists_what_it_leaves_out_and_refuses_nonsense(tmp_path: Path) -> None:
-    tables = read_csv(_csv(tmp_path / "a.csv", "params,tokens,loss,decay\n1e8,2e9,3.5,cosine\n1e8,3e9,3.4,const\n"))
-    kept = keep_where(tables, "decay == 'cosine'")
-    assert kept.points["point_id"].tolist() == ["row 1"]
-    assert [(out.row, out.reason) for out in kept.excluded] == [("row 2", "where=decay == 'cosine' leaves it out")]
-    for nonsense in ("decay = 1", "colour == 'red'", "decay ==", "'a'"):
-        with pytest.raises(UserError, match=r"where=.*is no query of the columns run_id, point_id"):
-            keep_where(tables, nonsense)
-
-
-def test_split_by_several_columns(tmp_path: Path) -> None:
-    text = "params,tokens,loss,data,lr\n1e8,2e9,3.5,a,1\n1e8,3e9,3.4,a,2\n1e8,3e9,3.4,b,2\n"
-    tables = read_csv(_csv(tmp_path / "a.csv", text))
-    groups = list(split(tables, ["data", "lr"]))
-    assert [group for group, _ in groups] == [
-        {"data": "a", "lr": "1.0"},
-        {"data": "a", "lr": "2.0"},
-        {"data": "b", "lr": "2.0"},
-    ]
-    assert [len(part.points) for _, part in groups] == [1, 1, 1]
-    with pytest.raises(UserError, match=r"group_by=date: there is no column date; the columns are"):
-        list(split(tables, ["date"]))
-
-
-def test_mixed_corpora_are_refused(tmp_path: Path) -> None:
-    tables = read_csv(_csv(tmp_path / "a.csv", "params,tokens,loss,corpus\n1e8,2e9,3.5,c4\n1e8,3e9,3.4,web\n"))
-    with pytest.raises(UserError, match=r"2 corpora \(c4, web\).*where=\"corpus == 'c4'\" or .*group_by=corpus"):
-        clean(tables, ParamCount.total, "6nd")
-
-
-def test_curves_in_a_csv(shared_data: Path) -> None:
-    columns = {"run_id": "run", "loss": "loss_c4_en", "params_non_embedding": "params"}
-    tables = read_csv(shared_data / "olmo_ladder_curves.csv", columns)
-    assert len(tables.points) == 30 and len(tables.curves) == 3569
-    assert (tables.points["verdict"] == "done").all()
-    assert tables.curves.groupby("run_id")["progress"].max().tolist() == [1.0] * 30
-    assert (
-        tables.curves.groupby("run_id")["val_loss"].last().to_numpy() == tables.points.sort_values("run_id")["loss"]
-    ).all()
-
-
-def test_a_curve_that_stops_early_is_unfinished(tmp_path: Path) -> None:
-    text = "run_id,params,tokens,loss,progress\na,1e8,1e9,4,0.5\na,1e8,2e9,3.5,1\nb,1e8,1e9,4,0.5\n"
-    path = _csv(tmp_path / "a.csv", text)
-    assert _reasons(path) == {"b": "unfinished: its last row is before the end of its schedule"}
+    both = joined([one, two], "both")
+    assert both.source == "both" and both.points["run_id"].tolist() == ["a", "b"]
+    assert both.curves["run_id"].tolist() == ["a", "a", "b", "b"] and both.notes == one.notes == two.notes
 
 
 def _finish(folder: RunFolder, verdict: str = "done", loss: float | None = 3.25) -> None:
@@ -237,6 +121,42 @@ def test_a_failure_without_a_loss_is_still_a_row(tmp_path: Path) -> None:
     folder.write_point(record | {"tokens": 0})
     cleaned = clean(read_runs(tmp_path, ["s"]), ParamCount.total, "matmul")
     assert [(out.row, out.reason) for out in cleaned.excluded] == [(folder.run_id, "failed: no node")]
+
+
+def test_many_folders_read_side_by_side_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(9):
+        folder = make_run(tmp_path, "corpus1", seed=seed)
+        if seed != 4:
+            _finish(folder)
+    make_run(tmp_path, "corpus1", seed=9).config_path.write_text("{")
+    alone = read_runs(tmp_path, ["s"])
+    monkeypatch.setattr(runs, "SIDE_BY_SIDE", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    many = read_runs(tmp_path, ["s"])
+    pd.testing.assert_frame_equal(many.points, alone.points, check_exact=True)
+    pd.testing.assert_frame_equal(many.curves, alone.curves, check_exact=True)
+    assert many.excluded == alone.excluded and len(many.excluded) == 2 and len(many.points) == 8
+
+
+def test_a_reader_that_is_killed_is_the_machines_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(4):
+        _finish(make_run(tmp_path, "corpus1", seed=seed))
+    monkeypatch.setattr(runs, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(RunFolder, "metrics", lambda self: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    with pytest.raises(MachineFault, match=r"a process reading .* was killed; free some memory and start again"):
+        read_runs(tmp_path, ["s"])
+
+
+def test_a_curve_holds_the_rows_that_count_and_nothing_infinite(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "corpus1")
+    _finish(folder)
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 24, "tokens": 2400, "lr": 0.1}) + "\n")  # no loss
+        file.write('{"step": 25, "tokens": 2496, "train_loss": 1e999, "val_loss": "3.5"}\n{"step": 26, "tok')
+    curve = read_runs(tmp_path, ["s"]).curves
+    assert curve["step"].tolist()[-2:] == [23, 25] and curve["val_loss"].tolist()[-1] == 3.5
+    assert np.isnan(curve["train_loss"].tolist()[-1]) and curve["progress"].tolist()[-1] == 2496 / 2304
 
 
 def test_a_sweep_that_is_not_there(tmp_path: Path) -> None:

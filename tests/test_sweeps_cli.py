@@ -194,7 +194,7 @@ def points_csv(path: Path, **columns: list[float]) -> str:
     """A small isoFLOP table of Hoffmann's law; ``columns`` replace or add."""
     import pandas as pd
 
-    from analysis.laws import find_law
+    from analysis.laws.law import find_law
 
     law = find_law("hoffmann2022_tex")
     rows = [(n, c / 6 / n) for c in (1e19, 1e20, 1e21) for n in (1e8, 3e8, 1e9, 3e9, 1e10)]

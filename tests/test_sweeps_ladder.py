@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.laws import find_law
+from analysis.laws.law import find_law
 from sweeps.config import CentreConfig, Design, SweepConfig
 from sweeps.design import Target, spaced, targets
 from sweeps.ladder import REACH, ladder, nearest_head_size, pick

@@ -79,7 +79,8 @@ def test_table_a9(shared_data: Path) -> None:
     table = rows(shared_data / "chinchilla_table_a9_architectures.csv")
     errors = [abs(params_gopher_family(from_row(row)) / row["params"] - 1) for row in table]
     assert len(table) == 50
-    assert sorted(errors)[len(errors) // 2] < 0.005
+    assert sorted(errors)[len(errors) // 2] < 0.002
+    assert max(errors) < 0.0067  # of 44M, which the table rounds to whole millions
     unequal = [row for row in table if row["n_heads"] * row["kv_size"] != row["d_model"]]
     assert len(unequal) == 6
 

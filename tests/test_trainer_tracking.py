@@ -10,7 +10,7 @@ from trainer_runs import make_run, rows, small_corpus, start_training
 
 from trainer.config import Backend, TrackingConfig, WandbMode
 from trainer.loop import train
-from trainer.tracking import NoTracker, Shielded, WandbTracker, open_tracker
+from trainer.tracking import NoTracker, Shielded, WandbTracker, open_tracker, summary_of
 
 
 class Recorder:
@@ -117,7 +117,7 @@ def test_a_run_asks_for_the_identity_that_the_folder_has(
     assert [row["step"] for row in logged] == [row["step"] for row in folder.metrics()]
     assert [row["val_loss"] for row in logged if "val_loss" in row][-1] == folder.points()[folder.run_id]["loss"]
     summary, finish = run.calls[-2:]
-    assert summary[1]["verdict"] == "done" and finish == ("finish", 0)
+    assert summary == ("summary", summary_of(folder.points()[folder.run_id])) and finish == ("finish", 0)
 
 
 def test_rows_are_handed_over_at_most_so_often(tmp_path: Path, fake_wandb: tuple[FakeRun, dict[str, Any]]) -> None:

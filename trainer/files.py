@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ import yaml
 
 from trainer.errors import MachineFault
 
+_JSON = json.JSONDecoder(parse_constant=lambda name: None)  # NaN and infinities are no JSON; made once, as it is slow
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; free some space and start again",
     errno.EDQUOT: "the disk quota is used up; free some space and start again",
@@ -92,9 +94,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     records = []
-    for line in raw.splitlines():
+    for line in raw.removeprefix(codecs.BOM_UTF8).splitlines():
         try:
-            record = json.loads(line, parse_constant=lambda name: None)  # NaN and infinities are no JSON
+            record = _JSON.decode(line.decode())
         except ValueError:  # a write cut short by a kill
             continue
         if isinstance(record, dict):

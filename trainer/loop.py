@@ -31,7 +31,7 @@ from trainer.lock import LockLost
 from trainer.model import Transformer, initial_params, matrix_params
 from trainer.runfolder import DIVERGED, DONE, RunConfig, RunFolder, final_record
 from trainer.schedule import rate_factor
-from trainer.tracking import Tracker, open_tracker
+from trainer.tracking import Tracker, open_tracker, summary_of
 
 EVAL_TOKENS = 4096
 """Tokens per forward pass of an evaluation, whatever the batch, so that its sum does not depend on how one trains."""
@@ -232,7 +232,7 @@ class _Run:
             attempt=attempt,
         )
         self.folder.write_point(record)
-        tracker.summary({"verdict": verdict, "loss": loss, "bits_per_byte": bits, "final_tokens": tokens})
+        tracker.summary(summary_of(record))
         return verdict
 
     def _save(self) -> None:

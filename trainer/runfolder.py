@@ -27,7 +27,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,19 @@ class RunConfig:
             "kernels": plain(dict(self.kernels)),
         }
 
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> RunConfig:
+        """Back from :meth:`to_dict`; keys that are not its own are left alone."""
+        return cls(
+            sweep=raw["sweep"],
+            recipe=Recipe.from_dict(raw["recipe"]),
+            runtime=Runtime.from_dict(raw["runtime"]),
+            budget=raw["budget"],
+            axes=raw["axes"],
+            provenance=raw["provenance"],
+            kernels=raw["kernels"],
+        )
+
 
 class RunFolder:
     """Reads and writes one run folder."""
@@ -168,15 +181,7 @@ class RunFolder:
             raise UserError(f"{where} is damaged; move the folder away and submit again.")
         check_schema(raw.get("schema"), where)
         try:
-            config = RunConfig(
-                sweep=raw["sweep"],
-                recipe=Recipe.from_dict(raw["recipe"]),
-                runtime=Runtime.from_dict(raw["runtime"]),
-                budget=raw["budget"],
-                axes=raw["axes"],
-                provenance=raw["provenance"],
-                kernels=raw["kernels"],
-            )
+            config = RunConfig.from_dict(raw)
             found = config.run_id
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise UserError(f"{where} lacks or garbles {error}; move the folder away and submit again.") from error
@@ -190,20 +195,7 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """Valid metrics rows, by rising step: an attempt that resumed at step s voids earlier rows at or above s."""
         resumed = {line["attempt"]: line.get("resume_step") for line in self.attempts()}
-        kept: list[dict[str, Any]] = []
-        attempt: Any = None
-        for row in read_lines(self.path / "metrics.jsonl"):
-            step = row.get("step")
-            if not isinstance(step, int) or not isinstance(row.get("tokens", 0), int | float):
-                continue
-            if row.get("attempt") != attempt:
-                attempt = row.get("attempt")
-                start = resumed.get(attempt)
-                step = min(step, start) if isinstance(start, int) else step
-            while kept and kept[-1]["step"] >= step:
-                kept.pop()
-            kept.append(row)
-        return kept
+        return valid_rows(read_lines(self.path / "metrics.jsonl"), resumed)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row; NaN and infinities become null, which JSON can hold."""
@@ -265,6 +257,34 @@ class RunFolder:
             write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
         else:
             path.unlink(missing_ok=True)
+
+
+def valid_rows(rows: Iterable[dict[str, Any]], resumed: Mapping[Any, Any]) -> list[dict[str, Any]]:
+    """Rows of all attempts, in the order written, without those that a later attempt voids; by rising step.
+
+    Parameters
+    ----------
+    resumed
+        Attempt -> the step it resumed at. One that is not there voids rows from its own first step on.
+    """
+    kept: list[dict[str, Any]] = []
+    last = -math.inf
+    attempt: Any = None
+    for row in rows:
+        step = row.get("step")
+        if not isinstance(step, int) or not isinstance(row.get("tokens", 0), int | float):
+            continue
+        start: int = step
+        if row.get("attempt") != attempt:
+            attempt = row.get("attempt")
+            known = resumed.get(attempt)
+            start = min(step, known) if isinstance(known, int) else step
+        while last >= start:
+            kept.pop()
+            last = kept[-1]["step"] if kept else -math.inf
+        kept.append(row)
+        last = step
+    return kept
 
 
 def final_record(

@@ -122,6 +122,15 @@ class WandbTracker:
         self._flushed = time.monotonic()
 
 
+def summary_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a mirror is told of a final record: with the config, all that it holds.
+
+    Its tokens are ``final_tokens``, as ``tokens`` is the metrics' axis.
+    """
+    told = {name: record[name] for name in ("verdict", "loss", "bits_per_byte", "unique_tokens", "flags")}
+    return told | {"final_tokens": record["tokens"]}
+
+
 def open_tracker(folder: Path, config: RunConfig, *, attempt: int, job: str) -> Tracker:
     """The mirror a run asks for; where it cannot be opened, a warning and no mirror."""
     tracking: TrackingConfig = config.runtime.tracking

@@ -1,0 +1,1 @@
+"""The numerical heart: arrays in, frozen results out; no files, no configs."""

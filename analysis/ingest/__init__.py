@@ -1,0 +1,1 @@
+"""Every source of runs, brought to two tables: points and curves."""

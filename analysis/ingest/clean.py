@@ -1,0 +1,139 @@
+"""Which rows a fit may use, and why each other row may not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from analysis.ingest.comparable import check_comparable
+from analysis.ingest.defects import defects
+from analysis.ingest.tables import Exclusion, Tables
+from trainer.errors import UserError
+from trainer.shape import ParamCount
+
+PARAMS = {ParamCount.total: "params_total", ParamCount.non_embedding: "params_non_embedding"}
+FLOPS = {"matmul": "flops_matmul", "logged": "flops_logged", "6nd": "flops_6nd", "chinchilla": "flops_chinchilla"}
+"""C conventions, in the order that ``auto`` prefers them."""
+SPELLINGS = {"sixnd": "6nd"}
+"""How config groups write a convention, which read closed choices by name."""
+
+
+def keep_where(tables: Tables, where: str | None) -> Tables:
+    """The rows that the pandas query ``where`` keeps; the others are listed.
+
+    Raises
+    ------
+    UserError
+        If the query is wrong.
+    """
+    if not where:
+        return tables
+    try:
+        kept = tables.points.query(where, engine="python").index
+    except Exception as error:  # pandas lets the parser's and the evaluator's errors through, of any type
+        raise UserError(
+            f"where={where!r} is no query of the columns {', '.join(map(str, tables.points.columns))}: {error}."
+        ) from None
+    dropped = tables.points.index.difference(kept, sort=False)
+    reason = f"where={where} leaves it out"
+    excluded = tuple(Exclusion(row=str(tables.points.loc[i, "point_id"]), reason=reason) for i in dropped)
+    return replace(tables, points=tables.points.loc[kept], excluded=tables.excluded + excluded)
+
+
+def split(tables: Tables, group_by: Sequence[str] = ()) -> Iterator[tuple[dict[str, str], Tables]]:
+    """One (columns and values, tables) per group; a single one, unnamed, without ``group_by``.
+
+    Parameters
+    ----------
+    group_by
+        Columns of ``points``.
+
+    Raises
+    ------
+    UserError
+        If a column does not exist.
+    """
+    if not group_by:
+        yield {}, tables
+        return
+    names = list(group_by)
+    missing = [name for name in names if name not in tables.points]
+    if missing:
+        raise UserError(
+            f"group_by={','.join(names)}: there is no column {', '.join(missing)}; "
+            f"the columns are {', '.join(map(str, tables.points.columns))}."
+        )
+    for values, points in tables.points.groupby(names, sort=True, dropna=False):
+        group = {name: f"{value}" for name, value in zip(names, values, strict=True)}
+        curves = tables.curves[tables.curves["run_id"].isin(points["run_id"])]
+        yield group, replace(tables, points=points, curves=curves, excluded=tables.excluded)
+
+
+def clean(tables: Tables, params: ParamCount, flops: str) -> Tables:
+    """Rows that a fit may use: finished, positive, of a sound run, seen once; every other is listed with its reason.
+
+    Parameters
+    ----------
+    params, flops
+        The conventions whose columns must hold a number: flops is a key of ``FLOPS``.
+
+    Raises
+    ------
+    UserError
+        If the rows that remain are of several corpora, loss units or evaluations, or plainly counted in another unit.
+    """
+    points = tables.points
+    n, c = PARAMS[params], FLOPS[flops]
+    reasons = pd.Series("", index=points.index, dtype=object)
+    for reason, bad in defects(points, tables.curves, n, c):
+        reasons = reasons.mask((reasons == "") & bad, reason)
+    good = points[reasons == ""]
+    twin = good.duplicated(subset=[n, "tokens", c, "loss"], keep="first")
+    reasons[twin[twin].index] = "a duplicate: an earlier row has the same N, D, C and loss"
+    excluded = tuple(
+        Exclusion(row=str(name), reason=reason)
+        for name, reason in zip(points["point_id"], reasons, strict=True)
+        if reason
+    )
+    good = good[~twin]
+    notes = () if good.empty else tuple(check_comparable(good, n, c))
+    return replace(tables, points=good, excluded=tables.excluded + excluded, notes=tables.notes + notes)
+
+
+def keep_fresh(tables: Tables, epochs: float | None) -> Tables:
+    """The rows that see their data at most ``epochs`` times; the others are listed. None keeps all."""
+    if epochs is None:
+        return tables
+    times = tables.points["tokens"] / tables.points["unique_tokens"]
+    stale = times > epochs * (1 + 1e-9)
+    excluded = tuple(
+        Exclusion(row=str(name), reason=f"it sees its data more than {epochs:g} times (fit.epochs=null keeps it)")
+        for name in tables.points.loc[stale, "point_id"]
+    )
+    return replace(tables, points=tables.points[~stale], excluded=tables.excluded + excluded)
+
+
+def params_conventions(points: pd.DataFrame, first: ParamCount) -> list[ParamCount]:
+    """The N conventions that every row carries (``first`` foremost), else those that any row carries."""
+    order = sorted(PARAMS, key=lambda count: count != first)
+    full = [count for count in order if (points[PARAMS[count]] > 0).all()]
+    return full or [count for count in order if (points[PARAMS[count]] > 0).any()] or [first]
+
+
+def flops_convention(points: pd.DataFrame, wanted: str) -> str:
+    """A key of ``FLOPS``: ``wanted``, or for ``auto`` the one that most rows have, of equals the first.
+
+    Raises
+    ------
+    UserError
+        If ``wanted`` is none of them.
+    """
+    if wanted == "auto":
+        filled = {name: int((points[column] > 0).sum()) for name, column in FLOPS.items()}
+        return max(filled, key=lambda name: filled[name])
+    wanted = SPELLINGS.get(wanted, wanted)
+    if wanted not in FLOPS:
+        raise UserError(f"fit.flops={wanted} is not a way to count FLOPs; choose auto, {', '.join(FLOPS)}.")
+    return wanted

@@ -1,0 +1,102 @@
+"""A run that keeps the run folder's contract, as rows of the two tables: wherever its config, final records and metrics
+rows were read, they become the same numbers here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.fitting.values import Floats
+from analysis.ingest.tables import AXIS, CURVE_COLUMNS, POINT_COLUMNS, Exclusion, Tables, complete_points, numbers
+from trainer.runfolder import RunConfig, final_record
+
+MEASURES = tuple(name for name in CURVE_COLUMNS if name != "run_id")
+LOSSES = [MEASURES.index(name) for name in ("train_loss", "val_loss")]
+NO_CURVE = np.empty((len(MEASURES), 0))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunRows:
+    """One run's part of the tables."""
+
+    run_id: str
+    points: Sequence[Mapping[str, Any]] = ()
+    """Rows of the points schema."""
+    curve: Floats | None = None
+    """(len(MEASURES), rows); None where there is none to read."""
+    excluded: Sequence[Exclusion] = ()
+
+
+def run_points(config: RunConfig, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A run's final records, by point id, as rows of the points schema."""
+    return [_point(_completed(config, record)) for record in records.values()]
+
+
+def run_curve(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> Floats:
+    """A run's valid metrics rows as (len(MEASURES), rows), those without any loss left out; NaN for what is not known.
+
+    ``progress`` is counted from the tokens and those of the recipe.
+    """
+    if not rows:
+        return NO_CURVE
+    curve = np.array([numbers([row.get(name) for row in rows]) for name in MEASURES])
+    curve[MEASURES.index("progress")] = curve[MEASURES.index("tokens")] / config.recipe.tokens
+    curve[~np.isfinite(curve)] = np.nan  # W&B keeps infinities, the run folder does not
+    return curve[:, ~np.isnan(curve[LOSSES]).all(axis=0)]
+
+
+def missing_points(config: RunConfig, records: Mapping[str, Any]) -> list[Exclusion]:
+    """The points of a run that have no final record."""
+    return [
+        Exclusion(row=point, reason="unfinished: no final record")
+        for point in config.recipe.point_ids
+        if point not in records
+    ]
+
+
+def tables_of(runs: Iterable[RunRows], source: str) -> Tables:
+    """Many runs as one source."""
+    points: list[Mapping[str, Any]] = []
+    excluded: list[Exclusion] = []
+    names, curves = [], []
+    for run in runs:
+        points += run.points
+        excluded += run.excluded
+        if run.curve is not None and run.curve.size:
+            names.append(run.run_id)
+            curves.append(run.curve)
+    codes, ids = pd.factorize(np.array(names, dtype=object))
+    lengths = [curve.shape[1] for curve in curves]
+    values = np.concatenate(curves or [NO_CURVE], axis=1)
+    run_id = pd.Categorical.from_codes(np.repeat(codes, lengths), categories=pd.Index(ids, dtype=object))
+    return Tables(
+        source=source,
+        points=complete_points(pd.DataFrame(points) if points else pd.DataFrame({"run_id": []})),
+        curves=pd.DataFrame({"run_id": run_id} | dict(zip(MEASURES, values, strict=True))),
+        excluded=tuple(excluded),
+    )
+
+
+def _completed(config: RunConfig, record: Mapping[str, Any]) -> dict[str, Any]:
+    """A final record with what follows from the config, which other people's trainers need not write."""
+    point, tokens, verdict = record["point_id"], record["tokens"], record["verdict"]
+    return final_record(config, point_id=point, tokens=tokens, loss=record.get("loss"), verdict=verdict) | dict(record)
+
+
+def _point(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A final record as a row: the axes become columns of their own, flags one text."""
+    row = {name: record[name] for name in POINT_COLUMNS if name in record}
+    row["flags"] = ";".join(map(str, record.get("flags") or ()))
+    axes = record.get("axes")
+    return row | {f"{AXIS}{key}": _scalar(value) for key, value in (axes if isinstance(axes, dict) else {}).items()}
+
+
+def _scalar(value: Any) -> Any:
+    """A list or a mapping as text, by which rows can be grouped."""
+    return value if value is None or isinstance(value, int | float | str) else json.dumps(value)

@@ -1,0 +1,79 @@
+"""Points and curves from run folders: only reads, and tolerates runs that are still being written."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from analysis.ingest.records import RunRows, missing_points, run_curve, run_points, tables_of
+from analysis.ingest.tables import Exclusion, Tables
+from trainer.errors import MachineFault, UserError
+from trainer.recipe import check_schema
+from trainer.runfolder import RunFolder
+
+SIDE_BY_SIDE = 64
+"""From this many folders on, all cores read; and so many folders a core takes at a time."""
+
+
+def read_runs(root: Path, sweeps: Sequence[str]) -> Tables:
+    """Read every run folder of the named sweeps.
+
+    A run without final record is listed as unfinished, a damaged folder as damaged; neither stops the others.
+
+    Raises
+    ------
+    UserError
+        If a sweep does not exist under ``root``, or holds no run.
+    """
+    folders = [folder for sweep in sweeps for folder in _folders(root, sweep)]
+    return tables_of(_each(folders), ", ".join(str(root / sweep) for sweep in sweeps))
+
+
+def read_run(folder: RunFolder) -> RunRows:
+    """One run's points, its curve if it has any point, and the points it has not reached."""
+    try:
+        config = folder.read_config()
+        records = folder.points()
+        for record in records.values():
+            check_schema(record.get("schema"), str(folder.path / "points.jsonl"))
+    except UserError as error:
+        return RunRows(run_id=folder.run_id, excluded=[Exclusion(row=folder.run_id, reason=str(error))])
+    return RunRows(
+        run_id=folder.run_id,
+        points=run_points(config, records),
+        curve=run_curve(config, folder.metrics()) if records else None,
+        excluded=missing_points(config, records),
+    )
+
+
+def _each(folders: Sequence[RunFolder]) -> Iterator[RunRows]:
+    """What the folders hold, in their order; many of them are read by forked processes, where those are sound."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    if cores == 1 or len(folders) < 2 * SIDE_BY_SIDE or multiprocessing.current_process().daemon:
+        yield from map(read_run, folders)
+        return
+    fork = multiprocessing.get_context("fork")
+    try:
+        with ProcessPoolExecutor(cores, fork, initializer=gc.disable) as pool:  # a million dicts, none in a cycle
+            yield from pool.map(read_run, folders, chunksize=SIDE_BY_SIDE)
+    except BrokenProcessPool:
+        where = folders[0].path.parent
+        raise MachineFault(f"a process reading {where} was killed; free some memory and start again.") from None
+
+
+def _folders(root: Path, sweep: str) -> list[RunFolder]:
+    path = root / sweep
+    if not sweep or not path.is_dir():
+        there = sorted(each.parent.parent.name for each in root.glob("*/*/config.yaml"))
+        known = ", ".join(dict.fromkeys(there)) or "no sweep at all"
+        raise UserError(f"sweep.name={sweep!r}: there is no folder {path}; root={root} holds {known}.")
+    folders = sorted(each.parent for each in path.glob("*/config.yaml"))
+    if not folders:
+        raise UserError(f"{path} holds no run yet; submit the sweep first, or name another with sweep=.")
+    return [RunFolder(each) for each in folders]

@@ -1,0 +1,1 @@
+"""Published laws and models, and what follows from a law."""

@@ -1,0 +1,50 @@
+"""How far what is asked lies beyond what a law was fitted to, in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from analysis.text import flops_text
+
+BEYOND, FAR = 3.0, 30.0
+"""Factors past the fitted C, from which a prediction is called an extrapolation, and a far one."""
+
+
+def reach_text(flops: float | None, fitted: tuple[float, float] | None, measured: str = "") -> str:
+    """What to beware of at ``flops``; empty within ``BEYOND`` times the range, and where that is not known.
+
+    Parameters
+    ----------
+    measured
+        How well the law has foretold larger budgets, as a clause.
+    """
+    if flops is None or fitted is None:
+        return ""
+    low, high = fitted
+    factor, end = (flops / high, "the largest") if flops > high else (low / flops, "below the smallest")
+    if factor <= BEYOND:
+        return ""
+    times = f"{factor:.2g}" if factor < 10 else f"{factor:,.0f}" if factor < 1e5 else f"{factor:.0e}"
+    text = f"C = {flops_text(flops)} is {times} times {end} C fitted ({flops_text(high if flops > high else low)})"
+    text += ": far extrapolation" if factor > FAR else ": extrapolation"
+    return f"{text}; {measured}." if measured else f"{text}."
+
+
+def measured_text(backtest: Mapping[str, Any] | None, approach: str) -> str:
+    """The coverage that a fit's backtest measured, from fit.json; empty where it has none for the approach."""
+    if not backtest or "refused" in backtest:
+        return ""
+    what, held = "minima of held-out budgets", (backtest.get("n_opt") or {}).get(approach) or []
+    if not held and approach == "parametric":
+        what, held = "losses of held-out budgets", backtest.get("loss") or []
+    count = sum(one["held_out"] for one in held)
+    if not count:
+        return ""
+    inside = sum(round(one["coverage"] * one["held_out"]) for one in held)
+    furthest = max(one["reach"] for one in held)
+    level = f"{100 * backtest['level']:g}%"
+    return (
+        f"its backtest reached {furthest:.2g} times beyond what it fitted, where {inside} of {count} {what} lay in "
+        f"their {level} prediction intervals"
+    )

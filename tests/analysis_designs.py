@@ -1,0 +1,52 @@
+"""Epoch's law and the designs on it that the tests of planning share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from analysis.fitting.optimum import optimum
+from analysis.fitting.values import Cost
+from analysis.planning.candidates import Candidates, wsd
+from analysis.planning.information import Quantity, Target
+
+LAW = np.array([np.log(477.8), np.log(2143.4), np.log(1.8172), 0.3473, 0.3672])
+NOISE = 0.005
+FAR = 5.76e23
+COST = Cost()
+N_OPT = (Target(quantity=Quantity.n_opt, flops=FAR),)
+BUDGETS = np.array([6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21])
+
+
+def laws_about(count: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A prior of some spread."""
+    return LAW + np.random.default_rng(seed).standard_normal((count, 5)) * [0.1, 0.1, 0.01, 0.005, 0.005]
+
+
+def valleys(budgets: np.ndarray, sizes: int, reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """N, D, C of ``sizes`` sizes within ``reach`` times the best of each budget, either way."""
+    best = optimum(LAW, COST, budgets)[0]
+    params = (best[:, None] * np.geomspace(1 / reach, reach, sizes)).ravel()
+    flops = np.repeat(budgets, sizes)
+    return params, flops / 6 / params, flops
+
+
+def classic() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A Chinchilla-like sweep of 5.1e22 FLOPs."""
+    return valleys(BUDGETS, 10, 8.0)
+
+
+def grid(reach: float = 10.0, budgets: int = 19, sizes: int = 25) -> Candidates:
+    """Candidates in the classic sweep's range, each a run of its own."""
+    params, tokens, flops = valleys(np.geomspace(6e18, 3e21, budgets), sizes, reach)
+    return Candidates(params=params, tokens=tokens, flops=flops, price=flops)
+
+
+def trunks(sizes: int = 40, budgets: int = 19, reach: float = 10.0) -> Candidates:
+    """A ladder of sizes, each one WSD trunk with a horizon at every budget."""
+    at = np.geomspace(6e18, 3e21, budgets)
+    best = optimum(LAW, COST, at)[0]
+    ladder = np.geomspace(best[0] / reach, best[-1] * reach, sizes)
+    params, flops = (each.ravel() for each in np.meshgrid(ladder, at, indexing="ij"))
+    return wsd(params, flops / 6 / params, flops, flops)
