@@ -87,7 +87,10 @@ def _compared(
     out: dict[str, dict[str, Estimate]] = {}
     residuals = None if isinstance(law, Refused) else law.residuals
     config = replace(config, profile=False)
+    alone = len(set(primary.rows.cluster_id)) == len(primary.rows)
     for how in Resample:
+        if how is Resample.clusters and alone:  # the same as cases
+            continue
         try:
             count = SUBSAMPLES if how is Resample.subsample else OTHER_REPLICATES
             resamples = resample(primary.rows, how, min(config.replicates, count), config.seed, residuals)

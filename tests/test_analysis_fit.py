@@ -199,7 +199,7 @@ def test_every_count_of_flops_is_fitted_besides() -> None:
 def test_intervals_under_every_way_to_resample() -> None:
     seeds = np.tile([0.0, 1, 2], 15)
     fit = fit_tables(_sweep(seed=seeds), replace(QUICK, compare=True))
-    assert set(fit.compared) == {"budgets", "cases", "sizes", "seeds", "clusters", "bayesian", "residuals", "subsample"}
+    assert set(fit.compared) == {"budgets", "cases", "sizes", "seeds", "bayesian", "residuals", "subsample"}
     widths = {how: a["parametric"].high - a["parametric"].low for how, a in fit.compared.items()}  # type: ignore[operator]
     assert widths["subsample"] < 0.8 * min(widths["cases"], widths["bayesian"], widths["residuals"])
     assert "seeds" not in fit_tables(_sweep(), replace(QUICK, compare=True)).compared
