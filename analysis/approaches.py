@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import FitConfig
+from analysis.config import FitConfig, Form, Valley
 from analysis.fitting.bootstrap import Resamples, percentile
 from analysis.fitting.curves import Curves
 from analysis.fitting.envelope import fit_envelope, refit_envelope
@@ -15,9 +15,11 @@ from analysis.fitting.isoflop import fit_isoflop, refit_isoflop, window_sweep
 from analysis.fitting.optimum import exponents, fit_cost
 from analysis.fitting.parametric import fit_parametric, refit_parametric
 from analysis.fitting.profile import profile
-from analysis.fitting.values import Cost, Floats, IsoflopFit, ParametricFit, Refused, Replicates, Rows
+from analysis.fitting.values import Cost, Estimate, Floats, IsoflopFit, ParametricFit, Refused, Replicates, Rows
 from analysis.frontier import Fitted, array, estimates, scatter_about
 from analysis.result import ConventionFit, Conventions, Envelope, Isoflop, Parametric
+
+LEAST_SIZES_FOR_A_BEND = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,21 +80,25 @@ def fit_approaches(
         cost=cost,
         unbias=config.unbias,
     )
+    measured = valleys
+    if config.unbias or config.valley is Valley.surface:  # these know Approach 3's surface, so they measure nothing
+        measured = fit_isoflop(rows.params, rows.tokens, rows.flops, rows.loss, rows.budget, window=config.window)
     return ConventionFit(
         conventions=conventions,
         cost=cost,
         rows=rows,
-        envelope=_envelope(rows, curves, resamples, cost, valleys, config),
-        isoflop=_isoflop(rows, resamples, cost, valleys, law, config),
-        parametric=_parametric(rows, surface, cost, valleys, config),
+        measured=measured,
+        envelope=_envelope(rows, curves, resamples, cost, measured, config),
+        isoflop=_isoflop(rows, resamples, cost, valleys, measured, law, config),
+        parametric=_parametric(rows, surface, cost, measured, config),
     )
 
 
 def stated_budgets(rows: Rows) -> Floats:
     """The budgets at which optima are stated: those of four points or more, else the least, middle and largest C."""
-    budgets, counts = np.unique(rows.budget, return_counts=True)
-    if (counts >= 4).any():
-        return np.asarray(budgets[counts >= 4])
+    shared = rows.shared_budgets(4)
+    if len(shared):
+        return shared
     return np.geomspace(rows.flops.min(), rows.flops.max(), 3 if np.ptp(rows.flops) > 0 else 1)
 
 
@@ -102,7 +108,7 @@ def _parametric(
     fit = surface.fit
     if isinstance(fit, Refused):
         return fit
-    a, b = exponents(fit.array(), cost)
+    a, b = exponents(fit.array(), cost)  # with alpha = beta they are 1 / (1 + g), whatever the data: no interval
     many_a, many_b = exponents(surface.replicates.values, cost)
     law = {
         name: percentile(many, float(one), config.level, failed=surface.replicates.failed)
@@ -131,6 +137,7 @@ def _isoflop(
     resamples: Resamples,
     cost: Cost,
     fit: IsoflopFit | Refused,
+    measured: IsoflopFit | Refused,
     law: ParametricFit | None,
     config: FitConfig,
 ) -> Isoflop | Refused:
@@ -141,7 +148,7 @@ def _isoflop(
     windows = window_sweep(
         rows.params, rows.tokens, rows.flops, rows.loss, rows.budget, valley=config.valley, surface=law, cost=cost
     )
-    return Isoflop(fit=fit, lost=lost, windows=windows, **_by_laws(fit, values, rows, cost, fit, config))
+    return Isoflop(fit=fit, lost=lost, windows=windows, **_by_laws(fit, values, rows, cost, measured, config))
 
 
 def _envelope(
@@ -162,9 +169,12 @@ def _envelope(
         values, curvature = refit_envelope(
             curves, drawn, tuple(map(str, names)), tail=config.tail, undecayed=config.undecayed, shift=shift
         )
+    bends = len(np.unique(fit.params)) >= LEAST_SIZES_FOR_A_BEND
     return Envelope(
         fit=fit,
-        curvature=percentile(curvature, fit.curvature, config.level, failed=int((~np.isfinite(curvature)).sum())),
+        curvature=Estimate(value=None)
+        if not bends
+        else percentile(curvature, fit.curvature, config.level, failed=int((~np.isfinite(curvature)).sum())),
         **_by_laws(fit, values, rows, cost, valleys, config),
     )
 
@@ -193,6 +203,8 @@ def _common(
     a, b = (
         percentile(values, one, config.level, failed=replicates.failed) for one, values in zip(point, many, strict=True)
     )
+    if isinstance(fit, ParametricFit) and fit.form is Form.tied:
+        a, b = Estimate(value=a.value), Estimate(value=b.value)
     scatter = scatter_about(fit, cost, valleys)
     optima = estimates(fit, cost, replicates, scatter, stated_budgets(rows), config.level)
     return {"a": a, "b": b, "optima": optima, "replicates": replicates, "scatter": scatter}

@@ -6,19 +6,19 @@ the runs as well, and even so covers too little where the form fails. The measur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from analysis.approaches import Surface, fit_approaches, fit_law
 from analysis.config import FitConfig
-from analysis.fitting.bootstrap import LEAST_REPLICATES, resample, scatter_of
-from analysis.fitting.budgets import WIDEST_BUDGET, width
+from analysis.fitting.bootstrap import LEAST_REPLICATES, percentile, resample, scatter_of
 from analysis.fitting.curves import Curves
 from analysis.fitting.isoflop import group_budgets
-from analysis.fitting.values import Bools, IsoflopFit, ParametricFit, Refused, Rows, loss_of_laws
+from analysis.fitting.values import WIDEST_BUDGET, Bools, Estimate, Floats, IsoflopFit, Refused, Rows, loss_of_laws
 from analysis.frontier import estimates
-from analysis.result import Approach, Backtest, ConventionFit, Envelope, Holdout, Isoflop, Parametric
+from analysis.result import Backtest, ConventionFit, Holdout
 
 QUANTILES = np.linspace(0.5, 0.8, 4)
 LEAST_HELD = 3  # rows, of which a share inside an interval says something
@@ -52,9 +52,13 @@ def backtest(fit: ConventionFit, curves: Curves, config: FitConfig) -> Backtest 
         if isinstance(found, Refused):
             why = found.reason
             break
-        losses.append(_losses(found, fit.rows, ~kept, cut, quick))
-        for name, held in _minima(found, fit, cut, quick.level).items():
-            minima.setdefault(name, []).append(held)
+        held = _losses(found, fit.rows, ~kept, cut, quick.level)
+        if held is None:
+            why = "too many of its replicates fail for an interval."
+            break
+        losses.append(held)
+        for name, told in _minima(found, fit.measured, cut, quick.level).items():
+            minima.setdefault(name, []).append(told)
     if not losses:
         return Refused(reason=f"without the largest budget Approach 3 has too little to go on: {why}")
     return Backtest(
@@ -69,12 +73,10 @@ def _cuts(rows: Rows) -> list[float]:
 
     Budgets are never cut in two. Where most rows lie at no common budget, the cuts are quantiles of C.
     """
-    groups = [rows.flops[rows.budget == budget] for budget in rows.budgets]
-    shared = sum(len(flops) for flops in groups if len(flops) >= LEAST_HELD and width(flops) <= WIDEST_BUDGET)
-    if 2 * shared < len(rows) and np.ptp(np.log(rows.flops)) > np.log(WIDEST_BUDGET):
+    cuts = np.array([rows.flops[rows.budget == budget].max() for budget in rows.budgets])
+    shared = np.isin(rows.budget, rows.shared_budgets(LEAST_HELD)).mean()
+    if shared < 0.5 and np.ptp(np.log(rows.flops)) > np.log(WIDEST_BUDGET):
         cuts = np.unique(np.quantile(rows.flops, QUANTILES, method="lower"))
-    else:
-        cuts = np.array([flops.max() for flops in groups])
     return [float(cut) for cut in cuts if (rows.flops > cut).sum() >= LEAST_HELD]
 
 
@@ -85,9 +87,9 @@ def _refit(fit: ConventionFit, kept: Bools, curves: Curves, config: FitConfig) -
     law = fit_law(rows, config)
     if isinstance(law, Refused):
         return law
-    if scatter_of(law.residuals, 5) is None:
-        return Refused(reason=f"{len(rows)} rows do not show how losses scatter about a law with five parameters.")
-    resamples = resample(rows, config.resample, config.replicates, config.seed, law.residuals)
+    if scatter_of(law.residuals, law.free) is None:
+        return Refused(reason=f"{len(rows)} rows do not show how losses scatter about the law.")
+    resamples = resample(rows, config.resample, config.replicates, config.seed, law)
     surface = Surface.of(rows, law, resamples)
     count = len(surface.replicates.values)
     if count < LEAST_REPLICATES:
@@ -95,62 +97,54 @@ def _refit(fit: ConventionFit, kept: Bools, curves: Curves, config: FitConfig) -
     return fit_approaches(rows, curves.of_runs(rows.run_id), resamples, surface, fit.conventions, config)
 
 
-def _losses(found: ConventionFit, rows: Rows, held: Bools, cut: float, config: FitConfig) -> Holdout:
-    """Approach 3 on the losses of held-out rows."""
-    assert isinstance(found.parametric, Parametric)
-    law, theta = found.parametric.fit, found.parametric.replicates.values
-    assert isinstance(law, ParametricFit)
-    lines = loss_of_laws(theta[:, None], np.log(rows.params[held]), np.log(rows.tokens[held]))
-    scatter = found.parametric.scatter["loss_opt"].draw(lines.shape, config.seed)
-    tails = [(1 - config.level) / 2, (1 + config.level) / 2]
-    inner, outer = np.quantile(lines, tails, axis=0), np.quantile(lines * np.exp(scatter), tails, axis=0)
-    return Holdout(
-        fitted_to=cut,
-        rows=len(found.rows),
-        flops=rows.flops[held],
-        measured=rows.loss[held],
-        predicted=law.loss(rows.params[held], rows.tokens[held]),
-        low=outer[0],
-        high=outer[1],
-        law_low=inner[0],
-        law_high=inner[1],
-    )
-
-
-def _minima(found: ConventionFit, fit: ConventionFit, cut: float, level: float) -> dict[str, Holdout]:
-    """Each approach on the minima of the valleys beyond ``cut``; those without intervals are left out."""
-    if not isinstance(fit.isoflop, Isoflop):
-        return {}
-    valleys = fit.isoflop.fit
-    assert isinstance(valleys, IsoflopFit)
-    beyond = [  # a budget is a mean, which may exceed its rows by rounding
-        valley for valley in valleys.accepted if valley.budget > cut * (1 + 1e-9)
+def _losses(found: ConventionFit, rows: Rows, held: Bools, cut: float, level: float) -> Holdout | None:
+    """Approach 3 on the losses of held-out rows; None where it has no intervals."""
+    three = found.parametric
+    if isinstance(three, Refused):
+        return None
+    params, tokens = rows.params[held], rows.tokens[held]
+    lines = loss_of_laws(three.replicates.values[:, None], np.log(params), np.log(tokens))
+    told = [
+        percentile(line, float(at), level, three.scatter["loss_opt"], three.replicates.failed)
+        for line, at in zip(lines.T, three.fit.loss(params, tokens), strict=True)
     ]
+    return _holdout(cut, len(found.rows), rows.flops[held], rows.loss[held], told)
+
+
+def _minima(found: ConventionFit, valleys: IsoflopFit | Refused, cut: float, level: float) -> dict[str, Holdout]:
+    """Each approach on the minima of the valleys beyond ``cut``; those without intervals are left out."""
+    if isinstance(valleys, Refused):
+        return {}
+    # A budget is a mean, which may exceed its rows by rounding.
+    beyond = [(at.budget, at.n_opt) for at in valleys.accepted if at.budget > cut * (1 + 1e-9)]
     if not beyond:
         return {}
-    flops, measured = np.array([(at.budget, at.n_opt) for at in beyond], dtype=np.float64).T
+    flops, measured = np.array(beyond, dtype=np.float64).T
     out: dict[str, Holdout] = {}
     for name, approach in found.approaches.items():
-        if not isinstance(approach, Approach):
+        if isinstance(approach, Refused):
             continue
-        assert isinstance(approach, Envelope | Isoflop | Parametric)
-        told = [
-            at.n_opt for at in estimates(approach.fit, found.cost, approach.replicates, approach.scatter, flops, level)
-        ]
-        if any(at.value is None or at.prediction is None for at in told):
-            continue
-        predicted, low, high, first, last = np.array(
-            [(at.value, at.low, at.high, *(at.prediction or ())) for at in told], dtype=np.float64
-        ).T
-        out[name] = Holdout(
-            fitted_to=cut,
-            rows=len(found.rows),
-            flops=flops,
-            measured=measured,
-            predicted=predicted,
-            low=first,
-            high=last,
-            law_low=low,
-            law_high=high,
-        )
+        told = estimates(approach.fit, found.cost, approach.replicates, approach.scatter, flops, level)
+        held = _holdout(cut, len(found.rows), flops, measured, [at.n_opt for at in told])
+        if held is not None:
+            out[name] = held
     return out
+
+
+def _holdout(cut: float, rows: int, flops: Floats, measured: Floats, told: Sequence[Estimate]) -> Holdout | None:
+    """What was told beside what was measured; None where an interval is missing."""
+    if any(at.value is None or at.low is None or at.prediction is None for at in told):
+        return None
+    numbers = [(at.value, at.low, at.high, *(at.prediction or ())) for at in told]
+    predicted, law_low, law_high, low, high = np.array(numbers, dtype=np.float64).T
+    return Holdout(
+        fitted_to=cut,
+        rows=rows,
+        flops=flops,
+        measured=measured,
+        predicted=predicted,
+        low=low,
+        high=high,
+        law_low=law_low,
+        law_high=law_high,
+    )

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Any, TypeVar
 
+from trainer.errors import UserError
 from trainer.shape import FlopCount, ParamCount
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+def chosen(kind: type[Choice], given: Choice | str, name: str) -> Choice:
+    """``given`` as a member of ``kind``: one already, or its value or name as a plain string.
+
+    Raises
+    ------
+    UserError
+        Naming the argument ``name`` and its choices, if it is neither.
+    """
+    if isinstance(given, str):
+        for one in kind:
+            if given in (one.value, one.name):
+                return one
+    raise UserError(f"{name}={given} is not known; choose one of {', '.join(one.name for one in kind)}.")
 
 
 class Resample(StrEnum):
@@ -113,6 +132,33 @@ class FitConfig:
     """Points whose achieved FLOPs differ by more than this share belong to different budgets."""
     origins: int = 4
     """Backtest: at how many budgets, at most, the data are cut in turn; the last leaves only the largest out."""
+
+    def __post_init__(self) -> None:
+        """Take plain strings for choices.
+
+        Raises
+        ------
+        UserError
+            If one is not among them.
+        """
+        for name, kind in CHOICES.items():
+            setattr(self, name, chosen(kind, getattr(self, name), f"fit.{name}"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, of which ``FitConfig(**values)`` makes the same settings; as fit.json has them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value.value if isinstance(value, StrEnum) else value for name, value in values.items()}
+
+
+CHOICES: dict[str, type[StrEnum]] = {
+    "params": ParamCount,
+    "fill": Fill,
+    "resample": Resample,
+    "objective": Objective,
+    "form": Form,
+    "valley": Valley,
+}
+"""Fields of :class:`FitConfig` that are one of a few, which plain strings may name."""
 
 
 @dataclass(kw_only=True)

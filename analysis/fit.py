@@ -9,11 +9,11 @@ import pandas as pd
 
 from analysis.approaches import Surface, fit_approaches, fit_law
 from analysis.backtest import backtest
-from analysis.config import FitConfig, Resample
+from analysis.config import FitConfig, Form, Resample
 from analysis.fitting.bootstrap import METHODS, resample
 from analysis.fitting.curves import Curves
-from analysis.fitting.repeated import fit_repeated
-from analysis.fitting.values import Estimate, ParametricFit, Refused, RepeatedFit, Rows
+from analysis.fitting.repeated import OVERRUN, fit_repeated
+from analysis.fitting.values import Cost, Estimate, ParametricFit, Refused, RepeatedFit, Rows
 from analysis.ingest.clean import clean, flops_convention, keep_fresh, params_conventions
 from analysis.ingest.fill import fill_missing
 from analysis.ingest.tables import Tables
@@ -21,11 +21,11 @@ from analysis.result import Approach, ConventionFit, FitResult, Interval
 from analysis.study import OTHER_REPLICATES, Study, comparable_curves
 from analysis.warn import warnings
 from trainer.errors import UserError
+from trainer.shape import ParamCount
 
 __all__ = ["FitConfig", "check", "fit_tables"]
 
 SUBSAMPLES = 100  # as Hoffmann et al. 2022 took
-REPEATS = 1.001  # tokens over unique ones, beyond rounding
 
 
 def fit_tables(tables: Tables, config: FitConfig, group: Mapping[str, str] | None = None) -> FitResult:
@@ -46,6 +46,11 @@ def fit_tables(tables: Tables, config: FitConfig, group: Mapping[str, str] | Non
     flops = flops_convention(tables.points, config.flops)
     finished = tables.points[tables.points["verdict"].isin(["", "done"])]
     params = params_conventions(finished if len(finished) else tables.points, config.params)[0]
+    if params is not config.params and config.params is not ParamCount.total:  # total is the default
+        wanted = config.params.value
+        raise UserError(
+            f"fit.params={wanted}: the rows do not count N so; map columns.params_{wanted}, or choose fit.params=total."
+        )
     usable = clean(tables, params, flops)
     cleaned = keep_fresh(usable, config.epochs)
     points = cleaned.points
@@ -55,8 +60,8 @@ def fit_tables(tables: Tables, config: FitConfig, group: Mapping[str, str] | Non
     study = Study(points, decayed, config)
     rows = study.rows(params, flops)
     law = fit_law(rows, config)
-    residuals = None if isinstance(law, Refused) else law.residuals
-    resamples = resample(rows, config.resample, config.replicates, config.seed, residuals)
+    known = None if isinstance(law, Refused) else law
+    resamples = resample(rows, config.resample, config.replicates, config.seed, known)
     primary = study.fit(params, flops, Surface.of(rows, law, resamples), resamples)
     fits = (primary, *study.others(params, flops, resamples))
     curves = study.curves(params, flops)
@@ -73,7 +78,9 @@ def fit_tables(tables: Tables, config: FitConfig, group: Mapping[str, str] | Non
         backtest=test,
         warnings=warnings(fits, points, test),
         compared=_compared(primary, law, curves, config) if config.compare else {},
-        repeated=_repeated(Study(usable.points, decayed, config).rows(params, flops), usable.points, config),
+        repeated=_repeated(
+            Study(usable.points, decayed, config).rows(params, flops), usable.points, primary.cost, config
+        ),
         notes=(*tables.notes, *note),
         group=dict(group or {}),
         config=config,
@@ -85,7 +92,7 @@ def _compared(
 ) -> dict[str, dict[str, Estimate]]:
     """The exponent a under every way to resample that the rows allow."""
     out: dict[str, dict[str, Estimate]] = {}
-    residuals = None if isinstance(law, Refused) else law.residuals
+    known = None if isinstance(law, Refused) else law
     config = replace(config, profile=False)
     alone = len(set(primary.rows.cluster_id)) == len(primary.rows)
     for how in Resample:
@@ -93,7 +100,7 @@ def _compared(
             continue
         try:
             count = SUBSAMPLES if how is Resample.subsample else OTHER_REPLICATES
-            resamples = resample(primary.rows, how, min(config.replicates, count), config.seed, residuals)
+            resamples = resample(primary.rows, how, min(config.replicates, count), config.seed, known)
         except UserError:  # these rows have no seeds, or too few sizes, to draw
             continue
         surface = Surface.of(primary.rows, law, resamples)
@@ -102,12 +109,24 @@ def _compared(
     return out
 
 
-def _repeated(rows: Rows, points: pd.DataFrame, config: FitConfig) -> RepeatedFit | Refused | None:
+def _repeated(rows: Rows, points: pd.DataFrame, cost: Cost, config: FitConfig) -> RepeatedFit | Refused | None:
     """What repeated tokens are worth, where any row repeats its data."""
     unique = points["unique_tokens"].to_numpy(copy=True)
-    if not (rows.tokens > unique * REPEATS).any():
+    if not (rows.tokens > unique * OVERRUN).any():
         return None
-    return fit_repeated(rows.params, rows.tokens, unique, rows.loss, delta=config.delta, starts=config.starts)
+    return fit_repeated(
+        rows.params,
+        rows.tokens,
+        unique,
+        rows.loss,
+        delta=config.delta,
+        starts=config.starts,
+        form=Form.tied if config.form is Form.tied else Form.free,
+        cost=cost,
+        replicates=min(config.replicates, OTHER_REPLICATES),
+        level=config.level,
+        seed=config.seed,
+    )
 
 
 def check(config: FitConfig) -> None:

@@ -60,8 +60,9 @@ def estimates(
 
 
 def scatter_about(fit: Fitted, cost: Cost, valleys: IsoflopFit | Refused) -> dict[str, Scatter]:
-    """How measurements scatter about a fit, by what is measured.
+    """How measurements scatter about a fit, by what is measured; a bias of the measuring counts as scatter.
 
+    ``valleys`` are measured ones: not those of Approach 3's own surface, which would scatter by nothing about it.
     A measurement of N* and D* is the minimum of one more valley, so the minima of Approach 2 tell it for all three; one
     of L* is the loss of one more run for Approach 3, and the lowest of a valley for Approach 2.
     """
@@ -72,5 +73,5 @@ def scatter_about(fit: Fitted, cost: Cost, valleys: IsoflopFit | Refused) -> dic
         for name, measured, law in zip(NAMES, minima[1:], point, strict=True):
             found[name] = scatter_of(np.log(measured / law), 2)
     if isinstance(fit, ParametricFit):
-        found["loss_opt"] = scatter_of(fit.residuals, 5)
+        found["loss_opt"] = scatter_of(fit.residuals, fit.free)
     return {name: one for name, one in found.items() if one is not None}

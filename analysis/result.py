@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.config import FitConfig
+from analysis.config import FitConfig, Form
 from analysis.fitting.bootstrap import Scatter
 from analysis.fitting.values import (
     Cost,
@@ -31,6 +31,7 @@ from analysis.fitting.values import (
     finite,
 )
 from analysis.ingest.tables import Exclusion
+from analysis.version import version_of
 
 FIT_SCHEMA = 1
 """Version of fit.json; a newer one is refused."""
@@ -161,6 +162,8 @@ class Parametric(Approach):
         found = self.fit.certificate
         if not found.converged:
             return f"did not converge: relative gradient {found.gradient_norm:.1g}"
+        if self.fit.form is Form.tied:
+            return "a and b follow from alpha = beta, not from the data"
         return f"not determined: {', '.join(found.unidentified)}" if found.unidentified else ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,6 +187,8 @@ class ConventionFit:
     conventions: Conventions
     cost: Cost
     rows: Rows
+    measured: IsoflopFit | Refused
+    """The valleys as they were measured, without Approach 3's help: what backtests and predictions are held against."""
     envelope: Envelope | Refused
     isoflop: Isoflop | Refused
     parametric: Parametric | Refused
@@ -282,7 +287,10 @@ class Backtest:
         return {"level": self.level, "loss": [at.to_dict() for at in self.loss], "n_opt": minima}
 
     def coverage(self, approach: str) -> tuple[int, int]:
-        """(inside, measured): how many minima of held-out budgets lay in the approach's prediction intervals."""
+        """(inside, measured): how many minima of held-out budgets lay in the approach's prediction intervals.
+
+        Each counts once, as the last origin before it foretold it.
+        """
         return _inside(self.n_opt.get(approach, ()))
 
     def coverage_of_losses(self) -> tuple[int, int]:
@@ -291,8 +299,13 @@ class Backtest:
 
 
 def _inside(held: tuple[Holdout, ...]) -> tuple[int, int]:
-    count = sum(len(at.measured) for at in held)
-    return round(sum(at.coverage * len(at.measured) for at in held)), count
+    inside = measured = 0
+    ends = [at.fitted_to for at in held[1:]] + [np.inf] * len(held[:1])
+    for at, end in zip(held, ends, strict=True):
+        next_to = at.flops <= end * (1 + 1e-9)
+        measured += int(next_to.sum())
+        inside += int((next_to & (at.low <= at.measured) & (at.measured <= at.high)).sum())
+    return inside, measured
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -319,6 +332,8 @@ class FitResult:
     """With ``group_by``: the columns and values that make this group."""
     config: FitConfig | None = None
     """The settings, where they are known: for the record."""
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """What the verb was told of where rows come from (path, columns, where, ...), by the names of its settings."""
 
     def to_dict(self) -> dict[str, Any]:
         """Exactly ``fit.json``."""
@@ -346,6 +361,9 @@ class FitResult:
             "repeated": None if self.repeated is None else self.repeated.to_dict(),
             "warnings": list(self.warnings),
             "notes": list(self.notes),
+            "version": version_of("isoflop"),
+            "config": None if self.config is None else self.config.to_dict(),
+            "reading": dict(self.reading),
         }
 
 

@@ -44,7 +44,9 @@ def write_fit(result: FitResult, out: Path) -> list[Path]:
     exclusions = pd.DataFrame([(e.row, e.reason) for e in result.excluded], columns=["row", "reason"])
     for name, table in ((POINTS, result.points), (EXPONENTS, exponents_table(result)), (EXCLUSIONS, exclusions)):
         write_whole(out / name, table.to_csv(index=False))
-    write_whole(out / REPLICATES, _packed(result))
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **_replicates(result))  # type: ignore[arg-type]
+    write_whole(out / REPLICATES, packed.getvalue())
     write_json(out / FIT, result.to_dict())
     return [out / name for name in (FIT, POINTS, EXPONENTS, EXCLUSIONS, REPLICATES)]
 
@@ -73,13 +75,27 @@ def exponents_table(result: FitResult) -> pd.DataFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFit:
-    """A fit read back: fit.json as it is, and the replicates by convention and approach."""
+    """A fit as its folder holds it: fit.json, and the replicates by convention and approach."""
 
-    path: Path
+    name: str
+    """What messages call it: ``path=...``, or its source where it was never written."""
     raw: Mapping[str, Any]
     replicates: Mapping[str, Floats]
     """``<params convention>/<flops convention>/<approach>`` -> (replicates, 5 or 6), as ``Replicates.values``; with
     ``/residuals/<n_opt, d_opt or loss_opt>`` and ``/freedom/<...>``, the two parts of its ``Scatter``."""
+
+    @classmethod
+    def of(cls, fit: FitResult | StoredFit | Path | str) -> StoredFit:
+        """A fit in memory as its folder would hold it; one on disk, by its path, as :func:`read_fit` reads it.
+
+        Raises
+        ------
+        UserError
+            If a path leads to no fit.
+        """
+        if isinstance(fit, FitResult):
+            return cls(name=f"the fit of {fit.source}", raw=fit.to_dict(), replicates=_replicates(fit))
+        return fit if isinstance(fit, StoredFit) else read_fit(fit)
 
     def scatter(self, approach: str) -> dict[str, Scatter]:
         """How measurements scatter about an approach's law, under the primary conventions."""
@@ -95,7 +111,7 @@ class StoredFit:
         return f"{self.raw['conventions']['params']}/{self.raw['conventions']['flops']}/{approach}"
 
 
-def read_fit(path: Path) -> StoredFit:
+def read_fit(path: Path | str) -> StoredFit:
     """Read a fit's folder, or its fit.json.
 
     Raises
@@ -103,6 +119,7 @@ def read_fit(path: Path) -> StoredFit:
     UserError
         If there is none, it is damaged, or a newer isoflop wrote it.
     """
+    path = Path(path)
     file = path / FIT if path.is_dir() else path
     try:
         raw = json.loads(file.read_text())
@@ -119,7 +136,7 @@ def read_fit(path: Path) -> StoredFit:
                 replicates = {name: arrays[name] for name in arrays.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{beside} is damaged ({error}); run `isoflop fit` again.") from None
-    return StoredFit(path=file, raw=raw, replicates=replicates)
+    return StoredFit(name=f"path={path}", raw=raw, replicates=replicates)
 
 
 def _check(raw: Any, file: Path) -> None:
@@ -130,7 +147,8 @@ def _check(raw: Any, file: Path) -> None:
         raise UserError(f"{file} lacks {', '.join(missing)}; run `isoflop fit` again.")
 
 
-def _packed(result: FitResult) -> bytes:
+def _replicates(result: FitResult) -> dict[str, Floats]:
+    """As ``StoredFit.replicates``."""
     arrays: dict[str, Floats] = {}
     for fit in result.by_convention:
         for name, approach in fit.approaches.items():
@@ -142,6 +160,4 @@ def _packed(result: FitResult) -> bytes:
                 for what, scatter in approach.scatter.items():
                     arrays[f"{key}/residuals/{what}"] = scatter.residuals
                     arrays[f"{key}/freedom/{what}"] = np.array(scatter.freedom)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
+    return arrays

@@ -16,6 +16,7 @@ from analysis.text import flops_text
 
 FEW_POINTS = 15
 EPOCHS = 4  # beyond it repeated tokens no longer count as fresh ones (Muennighoff et al. 2023)
+BENT = 1e-6  # of log N* by the square of log C: beyond rounding
 BIASED = 0.02  # of N*
 SHORT = 0.1  # of the nominal coverage
 MOVED = 0.03  # of an exponent
@@ -104,7 +105,7 @@ def _isoflop(approach: Isoflop) -> Iterator[str]:
 
 def _envelope(approach: Envelope) -> Iterator[str]:
     low, high = approach.curvature.low, approach.curvature.high
-    if low is not None and high is not None and (low > 0 or high < 0):
+    if low is not None and high is not None and (low > BENT or high < -BENT):
         bend = f"{'up' if low > 0 else 'down'}wards in log C ({low:.3g} to {high:.3g})"
         yield f"envelope: log N* bends {bend}; no one power law holds over all of C."
 

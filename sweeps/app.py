@@ -19,7 +19,7 @@ QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"
 
 FREE_KEYS = re.compile(r"(columns|sweep\.axes)[.=]")
 """Overrides of mappings with free keys, to which Hydra adds a key only after ``++``."""
-FREE_TEXT = re.compile(r"(where|path|root|out|data\.path|sweep\.points|trainer\.command)=(?!null$|$|['\"])")
+FREE_TEXT = re.compile(r"(where|path|curves|root|out|data\.path|sweep\.points|trainer\.command)=(?!null$|$|['\"])")
 """Overrides with a text that Hydra's grammar would read otherwise: queries, paths, commands."""
 LISTS = re.compile(r"(group_by)=(?!null$|$|\[)")
 """Overrides with a list that may be written with commas alone."""

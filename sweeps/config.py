@@ -153,6 +153,8 @@ class FitCommand(Config):
     source: FitSource = FitSource.runs
     path: str | None = None
     """csv: the file (.csv, .jsonl, .parquet). wandb: a folder of offline runs, or a .wandb file."""
+    curves: str | None = None
+    """csv: a second file with the loss curves of the points' runs (run_id, tokens, loss), which Approach 1 needs."""
     project: str | None = None
     """wandb: entity/name of a project on the server."""
     group: str | None = None
@@ -171,7 +173,7 @@ class PredictCommand:
 
     law: LawConfig = field(default_factory=LawConfig)
     path: str | None = None
-    """A folder that ``fit`` wrote, or its fit.json: used instead of law."""
+    """A folder that ``fit`` wrote, or its fit.json; with law besides, both answer."""
     flops: float | None = None
     params: float | None = None
     tokens: float | None = None

@@ -3,14 +3,17 @@
 isoflop fit sweep=quickstart
 isoflop fit source=csv path=points.csv columns.params=n columns.loss=val where="decay == 'cosine'"
 isoflop fit source=csv path=many.csv group_by=dataset,recipe
+isoflop fit source=csv path=points.csv curves=curves.csv
 """
 
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -37,10 +40,14 @@ from sweeps.render_fit import fit_json, print_fit, print_summary
 from trainer.errors import UserError
 from trainer.files import write_whole
 
+LONGEST_NAME = 120  # of a group's folder: file systems end at 255 bytes
+
 
 def fit_sweep(config: Config, folder: SweepFolder) -> None:
     """Fit the planned points of a sweep, write the fit's folder, and print what it says."""
-    fit_and_show(config, sweep_tables(folder), Path(config.out) if config.out else folder.fit, title=folder.name)
+    reading = {"source": "runs", "root": config.root, "sweep": folder.name}
+    out = Path(config.out) if config.out else folder.fit
+    fit_and_show(config, sweep_tables(folder), out, title=folder.name, reading=reading)
 
 
 def sweep_tables(folder: SweepFolder) -> Tables:
@@ -67,9 +74,21 @@ def sweep_tables(folder: SweepFolder) -> Tables:
 
 
 def fit_and_show(
-    config: Config, tables: Tables, out: Path, *, title: str, where: str | None = None, group_by: Sequence[str] = ()
+    config: Config,
+    tables: Tables,
+    out: Path,
+    *,
+    title: str,
+    reading: Mapping[str, Any],
+    where: str | None = None,
+    group_by: Sequence[str] = (),
 ) -> bool:
     """Fit every group, write a folder for each, and print the results.
+
+    Parameters
+    ----------
+    reading
+        The settings by which ``tables`` were read, for the record.
 
     Returns
     -------
@@ -81,6 +100,7 @@ def fit_and_show(
     UserError
         If no group could be fitted; where some could, the others are reported.
     """
+    _check_writable(out)
     laws = () if config.law.name is None else (law_from_config(config.law),)
     groups = list(split(keep_where(tables, where), group_by))
     fits: list[tuple[Path, FitResult]] = []
@@ -90,7 +110,7 @@ def fit_and_show(
             name = ", ".join(group.values())
             report(f"fitting {name or title}", number / len(groups))
             try:
-                result = fit_tables(part, config.fit, group)
+                result = replace(fit_tables(part, config.fit, group), reading=reading)
             except UserError as error:
                 refused.append((name, str(error)))
                 continue
@@ -119,6 +139,16 @@ def fit_and_show(
     return any(not isinstance(found, Refused) for _, fit in fits for found in fit.primary.approaches.values())
 
 
+def _check_writable(out: Path) -> None:
+    """Before an hour of fitting: whether its results can be written."""
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"out={out} cannot be written to ({error.strerror}); choose another folder.") from None
+
+
 def write_summary(out: Path, fits: Sequence[tuple[Path, FitResult]]) -> None:
     """``summary.csv``: every group's exponents."""
     import pandas as pd
@@ -134,12 +164,12 @@ def write_summary(out: Path, fits: Sequence[tuple[Path, FitResult]]) -> None:
 
 def folder_name(group: Mapping[str, str]) -> str:
     """A group's values as one folder name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(group.values())).strip(".") or "_"
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(group.values())).strip(".")[:LONGEST_NAME] or "_"
 
 
 def _free_name(group: Mapping[str, str], taken: set[str]) -> str:
-    name, number = folder_name(group), 1
-    while name in taken:
+    name, number, taken = folder_name(group), 1, {name.lower() for name in taken}
+    while name.lower() in taken:
         number += 1
         name = f"{folder_name(group)}_{number}"
     return name
@@ -162,6 +192,8 @@ def _source(config: FitCommand) -> tuple[Tables, str, Path]:
         folder = SweepFolder.of(config.root, config.sweep.name)
         return sweep_tables(folder), folder.name, folder.fit
     path, fill = Path(config.path or ""), config.fit.fill
+    if config.curves is not None and config.source is not FitSource.csv:
+        raise UserError(f"curves={config.curves} goes with source=csv; source=wandb reads a run's own curves.")
     if config.source is FitSource.wandb and config.path is None:
         if not config.project:
             raise UserError("project is empty; source=wandb needs project=<entity>/<name>, or path=<offline runs>.")
@@ -173,7 +205,17 @@ def _source(config: FitCommand) -> tuple[Tables, str, Path]:
     if config.path is None:
         raise UserError("path is empty; source=csv needs path=<file with one row per point>.")
     read = read_offline([path], config.columns, fill=fill) if config.source is FitSource.wandb else None
-    return read or read_file(path, config.columns, fill=fill), path.stem, Path("fits") / path.stem
+    curves = None if config.curves is None else Path(config.curves)
+    return read or read_file(path, config.columns, fill=fill, curves=curves), path.stem, Path("fits") / path.stem
+
+
+def _reading(config: FitCommand) -> dict[str, Any]:
+    """The settings that :func:`_source` goes by, as far as they are used."""
+    runs = config.source is FitSource.runs
+    names = ("root",) if runs else ("path", "curves", "project", "group", "columns")
+    said = {"source": config.source.value} | {name: getattr(config, name) for name in names}
+    said |= {"sweep": config.sweep.name if runs else None, "where": config.where}
+    return {name: value for name, value in said.items() if value}
 
 
 def _body(raw: DictConfig) -> int:
@@ -184,6 +226,7 @@ def _body(raw: DictConfig) -> int:
         tables,
         Path(config.out) if config.out else out,
         title=title,
+        reading=_reading(config),
         where=config.where,
         group_by=config.group_by,
     )
@@ -191,9 +234,10 @@ def _body(raw: DictConfig) -> int:
 
 
 HELP = """isoflop fit [sweep=NAME] [out=DIR] [key=value ...]
-isoflop fit source=csv path=FILE [columns.OURS=THEIRS] [where=QUERY] [group_by=COLUMNS] [out=DIR]
+isoflop fit source=csv path=FILE [curves=FILE] [columns.OURS=THEIRS] [where=QUERY] [group_by=COLUMNS] [out=DIR]
 
 Fit the three Chinchilla approaches with bootstrap intervals; write fit.json, tables, figures and report.html.
+curves=FILE holds the loss curves of the points' runs, for Approach 1.
 law=NAME draws a published law beside the own fit. fit.* holds the knobs (delta, replicates, level, ...)."""
 
 

@@ -2,38 +2,40 @@
 
 isoflop predict law=hoffmann2022_tex flops=5.76e23
 isoflop predict path=runs/quickstart/fit flops=1e13
+isoflop predict path=runs/quickstart/fit law=besiroglu2024 flops=1e13
 isoflop predict law=muennighoff2023 flops=1e22 unique_tokens=1e11
 isoflop predict law=besiroglu2024 models=true
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
+from analysis.laws.forms import Law
 from analysis.laws.law import law_from_config
-from analysis.predict import predict_fit, predict_law, predict_models
-from analysis.stored_law import law_of_fit
+from analysis.predict import law_of_fit, predict_fit, predict_law, predict_models
+from analysis.predict.question import Question
 from sweeps.app import run_verb, typed
 from sweeps.config import Format, PredictCommand
 from sweeps.render import print_json
-from sweeps.render_predict import models_json, print_models, print_predictions
+from sweeps.render_predict import models_json, print_meaning, print_models, print_predictions
 from trainer.errors import UserError
-
-NUMBERS = ("flops", "params", "tokens", "unique_tokens", "inference_tokens", "tokens_per_param")
 
 
 def _body(raw: DictConfig) -> int:
     config: PredictCommand = typed(raw)
-    asked = {name: getattr(config, name) for name in NUMBERS}
+    asked: Any = {field.name: getattr(config, field.name) for field in fields(Question)}
     path = None if config.path is None else Path(config.path)
+    published = [] if path and config.law.name is None else [law_from_config(config.law)]
     if config.models:
-        return _models(config, path, asked)
-    if path is not None:
-        predictions = predict_fit(path, **asked)
-    else:
-        predictions = [predict_law(law_from_config(config.law), **asked)]
+        return _models(config, [*([law_of_fit(path)] if path else []), *published], asked)
+    predictions = predict_fit(path, **asked) if path else []
+    predictions += [predict_law(law, **asked) for law in published]
     if config.format is Format.json:
         print_json([prediction.to_dict() for prediction in predictions])
     else:
@@ -41,22 +43,22 @@ def _body(raw: DictConfig) -> int:
     return 0
 
 
-def _models(config: PredictCommand, path: Path | None, asked: dict[str, float | None]) -> int:
+def _models(config: PredictCommand, laws: Sequence[Law], asked: dict[str, float | None]) -> int:
     stated = [f"{name}={value:g}" for name, value in asked.items() if value is not None]
     if stated:
         raise UserError(
             f"predict got models=true and {' '.join(stated)}; models=true asks about published models alone."
         )
-    law = law_from_config(config.law) if path is None else law_of_fit(path)
-    distances = predict_models(law)
     if config.format is Format.json:
-        print_json(models_json(distances))
+        print_json([row for law in laws for row in models_json(law, predict_models(law))])
     else:
-        print_models(law, distances)
+        for law in laws:
+            print_models(law, predict_models(law))
+        print_meaning()
     return 0
 
 
-HELP = """isoflop predict law=NAME | path=FIT  flops=C | params=N | tokens=D
+HELP = """isoflop predict law=NAME | path=FIT | both  flops=C | params=N | tokens=D
 
 The compute-optimal point for one of the three: the other two, and the loss, with intervals where the fit has them.
 

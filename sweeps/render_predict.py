@@ -10,8 +10,8 @@ from rich.markup import escape
 from analysis.fitting.values import Estimate
 from analysis.laws.forms import Law
 from analysis.laws.models import Distance
-from analysis.prediction import Prediction
-from analysis.question import Kind
+from analysis.predict.prediction import Prediction
+from analysis.predict.question import Kind
 from analysis.text import SHORT_TITLES, count_text, estimate_text, flops_text
 from sweeps.render import stdout, table
 
@@ -27,27 +27,42 @@ EXTRAS: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def print_predictions(predictions: Sequence[Prediction]) -> None:
-    """What each law or approach says, and where one more measurement would fall."""
+    """What each law or approach says, a table for each way to count N and C; then how far to trust it."""
+    for counts in dict.fromkeys(map(_counts, predictions)):
+        _print_alike([p for p in predictions if _counts(p) == counts])
+    for statement in dict.fromkeys(p.statement for p in predictions):
+        stdout().print(escape(statement), soft_wrap=True)
+
+
+def _print_alike(predictions: Sequence[Prediction]) -> None:
+    """Predictions that count N and C alike, and where one more measurement would fall."""
     first = predictions[0]
+    losses: dict[str, str] = {}  # the unit, and who was the first to use it
+    for p in predictions:
+        losses.setdefault(p.conventions.loss, p.by)
+    units = first.conventions.loss + "".join(f"; of {by} in {unit}" for unit, by in list(losses.items())[1:])
     star = "*" if first.kind is Kind.optimum else ""
+    extras = [name for name in EXTRAS if any(name in p.extra for p in predictions)]
     shown = table(
-        "<by", "<C", f"<N{star}", f"<D{star}", f"<D{star}/N{star}", "<loss", *(EXTRAS[name][0] for name in first.extra),
+        "<by", "<C", f"<N{star}", f"<D{star}", f"<D{star}/N{star}", "<loss", *(EXTRAS[name][0] for name in extras),
         title=f"N counts {first.conventions.params.replace('_', '-')} parameters, C by the {first.conventions.flops} "
-        f"count, loss in {escape(first.conventions.loss)}",
+        f"count, loss in {escape(units)}",
     )  # fmt: skip
     for p in predictions:
         ratio = None if not (p.tokens.value and p.params.value) else p.tokens.value / p.params.value
         sizes = (estimate_text(one, count_text) for one in (p.params, p.tokens))
-        extra = (estimate_text(one, EXTRAS[name][1]) for name, one in p.extra.items())
+        extra = (estimate_text(p.extra.get(name, Estimate(value=None)), EXTRAS[name][1]) for name in extras)
         cells = (estimate_text(p.flops, flops_text), *sizes, count_text(ratio), estimate_text(p.loss), *extra)
         shown.add_row(escape(SHORT_TITLES.get(p.by, p.by)), *cells)
         if any(one.prediction for one in (p.params, p.tokens, p.loss)):
             n, d = (_range_text(one, count_text) for one in (p.params, p.tokens))
             loss = _range_text(p.loss, "{:.3f}".format)
-            shown.add_row("  one measured", "", n, d, "", loss, *("" for _ in p.extra))
+            shown.add_row("  one measured", "", n, d, "", loss, *("" for _ in extras))
     stdout().print(shown)
-    for statement in dict.fromkeys(p.statement for p in predictions):
-        stdout().print(escape(statement), soft_wrap=True)
+
+
+def _counts(p: Prediction) -> tuple[str, str]:
+    return p.conventions.params, p.conventions.flops
 
 
 def print_models(law: Law, distances: Sequence[Distance]) -> None:
@@ -62,6 +77,10 @@ def print_models(law: Law, distances: Sequence[Distance]) -> None:
         wasted = "–" if at.overspend is None else f"{at.overspend:.2f}"
         shown.add_row(model.name, str(model.year), *sizes, flops_text(model.flops), f"{at.params_ratio:.2f}", wasted)
     stdout().print(shown)
+
+
+def print_meaning() -> None:
+    """What the ratios of :func:`print_models` mean."""
     stdout().print(
         "N/N*: above 1, too large for its compute. C/C*: its compute over that of the optimal model of equal loss, "
         "were this law true of it; most were trained on other data, and smaller than optimal on purpose, for use.",
@@ -69,10 +88,11 @@ def print_models(law: Law, distances: Sequence[Distance]) -> None:
     )
 
 
-def models_json(distances: Sequence[Distance]) -> list[dict[str, Any]]:
+def models_json(law: Law, distances: Sequence[Distance]) -> list[dict[str, Any]]:
     """As ``format=json`` prints them."""
     return [
-        {name: getattr(at.model, name) for name in ("name", "year", "params", "tokens", "flops", "source")}
+        {"by": law.name}
+        | {name: getattr(at.model, name) for name in ("name", "year", "params", "tokens", "flops", "source")}
         | {name: getattr(at, name) for name in ("params_ratio", "overspend", "loss")}
         for at in distances
     ]

@@ -47,6 +47,7 @@ def full_fit() -> FitResult:
             estimate=Estimate(value=value, low=0.9 * value, high=None),
             grid=value * grid,
             deviance=np.where(grid < 1, 384 * (grid - 1) ** 2, 0.5),
+            limit=3.841,
         )
         for name, value in (("a", 0.45), ("A", law.fit.A))
     }

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from analysis_surfaces import isoflop_design, n_star, tables
 
-from analysis.config import FitConfig, Resample
+from analysis.config import FitConfig, Resample, Valley
 from analysis.fit import fit_tables
 from analysis.fitting.parametric import refit_parametric
 from analysis.fitting.values import Refused
 from analysis.ingest.clean import keep_where
 from analysis.ingest.files import read_file
 from analysis.ingest.tables import Tables
-from analysis.result import Backtest, FitResult
+from analysis.result import Backtest, FitResult, Isoflop, Parametric
 
 QUICK = FitConfig(replicates=120)
 
@@ -53,6 +53,28 @@ def test_what_follows_the_form_is_foretold() -> None:
     for name in ("envelope", "isoflop", "parametric"):
         inside, measured = np.sum([test.coverage(name) for test in tests], axis=0)
         assert inside >= 0.8 * measured > 0, name
+
+
+def test_what_is_held_out_counts_once(result: FitResult) -> None:
+    """The origins are nested; a row is told of by the last one below it."""
+    test = _tested(result)
+    assert test.coverage_of_losses()[1] == 36 == len(test.loss[0].measured)
+    assert test.coverage("parametric")[1] == 3  # the first origin has two minima, which show no scatter
+
+
+def test_minima_of_the_surface_itself_measure_nothing() -> None:
+    """With fit.valley=surface the scatter of minima is still that of measured valleys."""
+    plain, own = (fit_tables(_sweep(), replace(QUICK, valley=valley)) for valley in (Valley.parabola, Valley.surface))
+    for name in ("isoflop", "parametric"):
+        widths = []
+        for fit in (plain, own):
+            approach = fit.primary.approaches[name]
+            assert isinstance(approach, Isoflop | Parametric)
+            low, high = approach.optima[-1].n_opt.prediction or (1.0, 1.0)
+            widths.append(np.log(high / low))
+        assert widths[1] > 0.5 * widths[0] > 0, name
+    measured = _tested(own).n_opt["parametric"][-1].measured
+    assert measured == pytest.approx(_tested(plain).n_opt["parametric"][-1].measured)
 
 
 def test_measured_minima_are_those_of_held_out_budgets(result: FitResult) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from analysis_surfaces import A_TRUE, isoflop_design, rows_of
@@ -11,6 +14,7 @@ from analysis.fitting.bootstrap import Scatter, percentile, resample, scatter_of
 from analysis.fitting.isoflop import fit_isoflop, group_budgets, refit_isoflop
 from analysis.fitting.parametric import fit_parametric, refit_parametric
 from analysis.fitting.values import IsoflopFit, ParametricFit, Rows
+from analysis.ingest.files import read_file
 from trainer.errors import UserError
 
 BUDGET = np.array([1.0] * 5 + [2.0] * 6 + [3.0, 4.0, 4.0])
@@ -69,8 +73,11 @@ def test_a_subsample_is_eighty_percent_once_each() -> None:
 
 
 def test_residuals_are_laid_on_the_fitted_losses() -> None:
+    n, d, _, loss = isoflop_design(np.geomspace(1e18, 1e21, 2), noise=0.01)
+    law = fit_parametric(n, d, loss)
+    assert isinstance(law, ParametricFit)
     residuals = np.linspace(-0.02, 0.03, 14)
-    drawn = resample(made_up(), Resample.residuals, 3000, 0, residuals)
+    drawn = resample(made_up(), Resample.residuals, 3000, 0, replace(law, residuals=residuals))
     assert drawn.shift is not None and (drawn.weights == 1).all()
     laid = drawn.shift + residuals
     assert len(np.unique(laid.round(12))) == 14
@@ -79,7 +86,7 @@ def test_residuals_are_laid_on_the_fitted_losses() -> None:
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
-    with pytest.raises(UserError, match=r"fit\.resample=seeds: not every row states its seed; choose cases"):
+    with pytest.raises(UserError, match=r"fit\.resample=seeds: not every row states its seed; choose budgets"):
         resample(made_up(seed=np.full(14, np.nan)), Resample.seeds, 10, 0)
     with pytest.raises(UserError, match=r"fit\.resample=clusters: there are 2 clusters, and drawing needs 3"):
         resample(made_up(cluster_id=("a", "b") * 7), Resample.clusters, 10, 0)
@@ -132,6 +139,25 @@ def test_few_residuals_make_wide_predictions(count: int, fitted: int) -> None:
     assert scatter_of(np.zeros(2), 2) is None
 
 
+def test_intervals_of_hoffmanns_points_by_what_is_drawn(shared_data: Path) -> None:
+    """95 % intervals of a on Epoch's 240 rows: a subsample of 80 % is much too narrow, the bootstraps agree."""
+    source = read_file(shared_data / "chinchilla_fig4_left_epoch.csv").points.query("epoch_fit_sample == 1")
+    n, d, c, loss = (source[name].to_numpy() for name in ("params_total", "tokens", "flops_logged", "loss"))
+    rows = rows_of(n, d, c, loss, budget=group_budgets(c))
+    law = fit_parametric(n, d, loss)
+    assert isinstance(law, ParametricFit)
+    expected = {
+        Resample.subsample: (0.503, 0.526),
+        Resample.cases: (0.492, 0.543),
+        Resample.bayesian: (0.493, 0.541),
+    }
+    for how, (low, high) in expected.items():
+        theta, good = refit_parametric(n, d, loss, resample(rows, how, 2000, 1).weights, law)
+        a = (theta[:, 4] / (theta[:, 3] + theta[:, 4]))[good]
+        tails = [0.1, 0.9] if how is Resample.subsample else [0.025, 0.975]
+        assert np.quantile(a, tails) == pytest.approx([low, high], abs=0.016), how
+
+
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     """90 % intervals over 40 made-up sweeps; a binomial of 40 at .9 lies below 31 once in 200 tries.
 
@@ -145,7 +171,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         valleys, law = fit_isoflop(n, d, flops, loss, rows.budget), fit_parametric(n, d, loss)
         assert isinstance(valleys, IsoflopFit) and isinstance(law, ParametricFit)
         for how in ways:
-            drawn = resample(rows, how, 150, seed, law.residuals)
+            drawn = resample(rows, how, 150, seed, law)
             theta, good = refit_parametric(n, d, loss, drawn.weights, law, shift=drawn.shift)
             minima, _ = refit_isoflop(n, d, loss, drawn.weights, valleys, shift=drawn.shift)
             values = {"isoflop": minima[:, 1], "parametric": (theta[:, 4] / (theta[:, 3] + theta[:, 4]))[good]}

@@ -89,7 +89,8 @@ def _many(count: int) -> ConventionFit:
     rows = rows_of(params, 20 * params, 120 * params**2, np.full(count, 3.0), budget=np.ones(count))
     no = Refused(reason="made up")
     conventions = Conventions(params="total", flops="6nd", loss="nats")
-    return ConventionFit(conventions=conventions, cost=Cost(), rows=rows, envelope=no, isoflop=no, parametric=no)
+    refused = dict.fromkeys(("measured", "envelope", "isoflop", "parametric"), no)
+    return ConventionFit(conventions=conventions, cost=Cost(), rows=rows, **refused)
 
 
 @pytest.mark.parametrize("kind", ["object", "category"])

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import typing
+from collections.abc import Iterator
 
 import analysis
 
@@ -28,3 +30,25 @@ def test_the_package_exports_what_it_lists() -> None:
         assert getattr(analysis, name).__name__ == name
     assert sorted(analysis.__all__) == analysis.__all__
     assert set(analysis.__all__) == set(analysis._HOMES)
+
+
+def test_what_public_functions_take_and_return_is_public() -> None:
+    """Every class of this project that a public function names in its signature."""
+    missing = set()
+    for name in analysis.__all__:
+        public = getattr(analysis, name)
+        if public.__module__.startswith(("analysis.", "trainer.")):
+            hints = {} if isinstance(public, type) else typing.get_type_hints(public)
+            missing |= {one.__name__ for hint in hints.values() for one in _classes(hint)} - set(analysis.__all__)
+    assert missing == {"Numbers"}  # the keywords of Question, for type checkers alone
+
+
+def _classes(hint: object) -> Iterator[type]:
+    if isinstance(hint, type) and hint.__module__.startswith(("analysis.", "trainer.")):
+        yield hint
+    for part in typing.get_args(hint):
+        yield from _classes(part)
+
+
+def test_completion_lists_the_names() -> None:
+    assert dir(analysis) == analysis.__all__

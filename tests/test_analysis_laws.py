@@ -14,19 +14,19 @@ from omegaconf import OmegaConf
 from scipy.optimize import minimize_scalar
 
 from analysis.config import LawConfig
-from analysis.fitting.values import Cost
+from analysis.fitting.optimum import optimum_for_loss
+from analysis.fitting.values import SIX_ND, Cost
 from analysis.laws.constrained import PUBLISHED, optimum_constrained
 from analysis.laws.inference import optimum_with_inference
 from analysis.laws.law import FrontierLaw, SurfaceLaw, find_law, known_laws, law_from_config
 from analysis.laws.models import distance_from_optimal, published_models
-from analysis.laws.offoptimum import at_ratio, optimum_for_loss, overspend
+from analysis.laws.offoptimum import at_ratio, overspend
 from analysis.laws.search import lowest
 from analysis.report.views import law_frontier
 from trainer.errors import UserError
 from trainer.shape import FlopCount, ParamCount
 
 SURFACES = [name for name in known_laws() if isinstance(find_law(name), SurfaceLaw)]
-SIX_ND = Cost()
 NUMBERS = {"E": 1.7, "A": 400.0, "B": 400.0, "alpha": 0.3, "beta": 0.3}
 
 

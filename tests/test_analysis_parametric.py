@@ -437,3 +437,20 @@ def test_cost_is_read_off_the_rows() -> None:
     assert (bent.coefficient, bent.exponent) == pytest.approx((8, 0.9))
     one = fit_cost(np.full(3, 1e8), np.array([1e9, 2e9, 3e9]), np.array([6e17, 12e17, 18e17]))
     assert one.coefficient == pytest.approx(6)
+
+
+def test_the_mean_of_losses_instead_of_their_sum_stops_early(epoch240: Rows) -> None:
+    """Why Hoffmann's a is .454: scipy's tolerances are absolute, and a mean of 240 Huber losses lies below them."""
+    params, tokens, loss = epoch240
+    n, d, y = np.log(params), np.log(tokens), np.log(loss)
+
+    def mean(theta: np.ndarray) -> float:
+        a, b, e, alpha, beta = theta
+        r = np.abs(np.logaddexp(np.logaddexp(a - alpha * n, b - beta * d), e) - y)
+        return float(np.mean(np.where(r <= 1e-3, r**2 / 2, 1e-3 * (r - 5e-4))))
+
+    ends = [minimize(mean, [5, 5, e, x, x], method="L-BFGS-B").x for e in (-0.5, 0.0, 0.5) for x in (0.0, 0.5)]
+    best = min(ends, key=mean)
+    fit = fit_parametric(params, tokens, loss)
+    assert isinstance(fit, ParametricFit)
+    assert 240 * mean(best) > 1.02 * fit.objective

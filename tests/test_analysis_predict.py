@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from analysis_fits import plain_fit, without
 
 from analysis.fitting.effective import loss_repeated
 from analysis.laws.constrained import PUBLISHED
 from analysis.laws.law import SurfaceLaw, find_law, known_laws
-from analysis.predict import NO_INTERVAL, predict_fit, predict_law, predict_models
-from analysis.question import Kind, Question
-from analysis.reach import measured_text, reach_text
-from analysis.stored_law import law_of_fit
+from analysis.predict import NO_INTERVAL, law_of_fit, predict_fit, predict_law, predict_models
+from analysis.predict.question import Kind, Numbers, Question
+from analysis.predict.reach import measured_text, reach_text
+from analysis.store import StoredFit, read_fit, write_fit
 from trainer.errors import UserError
 
 LAW = find_law("besiroglu2024")
@@ -228,7 +230,61 @@ def test_a_fit_is_a_law_too(fit: Path) -> None:
     assert law.at_flops(1e20).params == pytest.approx(LAW.at_flops(1e20).params)
 
 
+# In memory and on disk
+
+
+def test_a_fit_in_memory_says_what_its_folder_says(tmp_path: Path) -> None:
+    result = plain_fit()
+    write_fit(result, tmp_path)
+    questions: list[dict[str, float]] = [{"flops": 1e22}, {"params": 1e9}, {"params": 1e9, "tokens": 1e11}]
+    questions += [{"flops": 1e20, "unique_tokens": 1e9}, {"flops": 1e20, "inference_tokens": 1e12}]
+    for asked in questions:
+        said = [one.to_dict() for one in predict_fit(result, **asked)]  # type: ignore[arg-type]
+        assert said and any(one["params"]["low"] or one["loss"]["low"] for one in said)
+        for there in (tmp_path, str(tmp_path / "fit.json"), read_fit(tmp_path)):
+            assert [one.to_dict() for one in predict_fit(there, **asked)] == said  # type: ignore[arg-type]
+    assert law_of_fit(result) == law_of_fit(tmp_path) == law_of_fit(str(tmp_path))
+    in_memory, read = StoredFit.of(result), read_fit(tmp_path)
+    assert json.loads(json.dumps(in_memory.raw)) == read.raw
+    assert in_memory.replicates.keys() == read.replicates.keys()
+    assert all(np.array_equal(in_memory.replicates[key], read.replicates[key]) for key in read.replicates)
+
+
+def test_a_refusal_in_memory_names_the_source() -> None:
+    refused = without(plain_fit(), "envelope", "isoflop", "parametric")
+    with pytest.raises(UserError, match="the fit of made up: every approach was refused, so the fit predicts nothing"):
+        predict_fit(refused, flops=1e22)
+    with pytest.raises(UserError, match="the fit of made up: Approach 3 was refused, so there is no law"):
+        law_of_fit(refused)
+
+
+def test_the_keywords_of_a_question_are_stated_once() -> None:
+    assert [field.name for field in fields(Question)] == list(Numbers.__annotations__)
+    with pytest.raises(TypeError, match="flop"):
+        predict_law(LAW, flop=1e20)  # type: ignore[call-arg]
+
+
 # The verb
+
+
+def test_a_law_and_a_fit_answer_together(isoflop: Callable[..., Answer], fit: Path) -> None:
+    both = ("predict", "law=hoffmann2022_tex", f"path={fit}")
+    said = isoflop(*both, "flops=1e20", "format=json").json
+    assert [one["by"] for one in said] == ["isoflop", "parametric", "hoffmann2022_tex"]
+    assert said[:2] == isoflop("predict", f"path={fit}", "flops=1e20", "format=json").json
+    assert said[2:] == isoflop("predict", "law=hoffmann2022_tex", "flops=1e20", "format=json").json
+    shown = isoflop(*both, "flops=1e20").out
+    assert shown.count("N counts total parameters") == 1  # they count alike, so one table holds them
+    assert "loss in nats/token; of hoffmann2022_tex in nats/token" in " ".join(shown.split())
+    assert shown.index("2 isoFLOP") < shown.index("3 parametric") < shown.rindex("hoffmann2022_tex")
+    assert "90% intervals" in shown and NO_INTERVAL in " ".join(shown.split())
+    shown = isoflop("predict", "law=kaplan2020", f"path={fit}", "params=1e9", "tokens=1e10").out
+    total, other = shown.index("N counts total"), shown.index("N counts non-embedding")
+    assert total < shown.index("3 parametric") < other < shown.index("kaplan2020")
+    rows = isoflop(*both, "models=true", "format=json").json
+    assert [row["by"] for row in rows if row["name"] == "Gopher"] == ["parametric", "hoffmann2022_tex"]
+    shown = isoflop(*both, "models=true").out
+    assert shown.count("Published models beside") == 2 and shown.count("were this law true of it") == 1
 
 
 def test_the_verb_answers_in_json_and_in_a_table(isoflop: Callable[..., Answer], fit: Path) -> None:

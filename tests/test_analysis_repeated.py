@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.config import Form
-from analysis.fitting.effective import SIX_ND, effective, loss_repeated, params_called_for
+from analysis.fitting.effective import effective, loss_repeated, params_called_for
 from analysis.fitting.optimum import optimum_for_params
 from analysis.fitting.repeated import HIGHEST, fit_repeated, prepared, saturations
-from analysis.fitting.values import Floats, Refused, RepeatedFit, loss_of_laws
+from analysis.fitting.values import SIX_ND, Floats, Refused, RepeatedFit, loss_of_laws
 from analysis.laws.constrained import PUBLISHED
 from analysis.laws.law import SurfaceLaw, find_law
 

@@ -216,7 +216,8 @@ def test_fit_of_a_csv_writes_where_told(isoflop: Command, tmp_path: Path) -> Non
     assert {"fit.json", "report.html", "figures", "points.csv", "exponents.csv", "exclusions.csv"} <= names
     asked = isoflop("predict", f"path={tmp_path / 'out'}", "flops=1e22", "format=json").json
     assert {found["by"] for found in asked} == {"isoflop", "parametric"}
-    assert all(found["params"]["low"] <= found["params"]["value"] <= found["params"]["high"] for found in asked)
+    three = next(found for found in asked if found["by"] == "parametric")
+    assert three["params"]["low"] <= three["params"]["value"] <= three["params"]["high"]
 
 
 def test_columns_where_and_groups(isoflop: Command, tmp_path: Path) -> None:
@@ -235,6 +236,72 @@ def test_columns_where_and_groups(isoflop: Command, tmp_path: Path) -> None:
     assert "columns." in unmapped.sentence
 
 
+def test_a_fit_can_be_repeated_from_its_file(isoflop: Command, tmp_path: Path) -> None:
+    from analysis import FitConfig, fit_tables, read_file
+    from analysis.ingest.clean import keep_where
+
+    path, where = points_csv(tmp_path / "points.csv"), "params_total < 9e9"
+    table = (tmp_path / "points.csv").read_text().replace("params,tokens", "params,d", 1)
+    (tmp_path / "points.csv").write_text(table)
+    asked = ["columns.tokens=d", f"where={where}", "fit.replicates=30", "fit.form=tied", "fit.valley=akima"]
+    said = isoflop("fit", "source=csv", path, *asked, f"out={tmp_path / 'out'}", "format=json")
+    raw = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert raw == said.json and said.code == 0, said.err
+    assert list(raw)[-3:] == ["version", "config", "reading"]
+    assert (raw["config"]["form"], raw["config"]["replicates"], raw["config"]["window"]) == ("tied", 30, None)
+    reading = raw["reading"]
+    assert reading == {
+        "source": "csv",
+        "path": path.removeprefix("path="),
+        "columns": {"tokens": "d"},
+        "where": where,
+    }
+    tables = keep_where(read_file(reading["path"], reading["columns"]), reading["where"])
+    again = fit_tables(tables, FitConfig(**raw["config"])).to_dict()
+    assert json.loads(json.dumps(again)) == raw | {"reading": {}}
+    card = (tmp_path / "out" / "report.html").read_text()
+    assert "columns.tokens=d where=params_total &lt; 9e9" in card and "fit.form=tied" in card
+
+
+def test_curves_in_a_file_of_their_own(isoflop: Command, tmp_path: Path) -> None:
+    import numpy as np
+    import pandas as pd
+    from analysis_surfaces import cosine_curves, isoflop_design
+
+    params, tokens, flops, loss = isoflop_design(np.geomspace(1e18, 1e20, 3), sizes=9)
+    made = cosine_curves(params, tokens, rows=20)
+    runs = [f"run{i:03d}" for i in range(len(loss))]
+    points = pd.DataFrame({"run_id": runs, "params": params, "tokens": tokens, "flops": flops, "val": loss})
+    columns = {"tokens": made.tokens, "val": made.loss, "progress": made.progress}
+    steps = pd.DataFrame({"run_id": np.array(made.names)[made.run], **columns})
+    points.to_csv(tmp_path / "points.csv", index=False)
+    steps.to_json(tmp_path / "curves one.jsonl", orient="records", lines=True)
+    base = ["fit", "source=csv", f"path={tmp_path / 'points.csv'}", "columns.loss=val", f"out={tmp_path / 'out'}"]
+    quick = ["fit.replicates=20", "format=json"]
+    alone = isoflop(*base, *quick).json
+    assert alone["approaches"]["envelope"] == {"refused": "there are no loss curves, only final losses."}
+    said = isoflop(*base, f"curves={tmp_path / 'curves one.jsonl'}", *quick)
+    assert said.code == 0, said.err
+    envelope = said.json["approaches"]["envelope"]
+    assert envelope["a"]["value"] == pytest.approx(0.28 / 0.62, abs=0.02) and envelope["runs"] == 27
+    assert said.json["approaches"]["parametric"]["alpha"] == alone["approaches"]["parametric"]["alpha"]
+    assert said.json["reading"]["curves"].endswith("curves one.jsonl")
+    (tmp_path / "empty.csv").write_text("run_id,tokens,val\n")
+    (tmp_path / "bare.csv").write_text("tokens,val\n1e9,3\n")
+    for name, words in (
+        (
+            "none.csv",
+            "none.csv does not exist; name a .csv, .jsonl (either may be packed: .gz) or .parquet file",
+        ),
+        ("empty.csv", "empty.csv has a header but no rows; give a file with one row per logged loss."),
+        ("bare.csv", "have no column run_id; rename theirs, or map columns."),
+    ):
+        refused = isoflop(*base, f"curves={tmp_path / name}")
+        assert refused.code == 2 and words in refused.sentence
+    refused = isoflop("fit", "source=wandb", f"path={tmp_path}", "curves=x.csv")
+    assert refused.code == 2 and "curves=x.csv goes with source=csv" in refused.sentence
+
+
 def test_bad_rows_are_left_out_and_named(isoflop: Command, tmp_path: Path) -> None:
     path = points_csv(tmp_path / "points.csv")
     with (tmp_path / "points.csv").open("a") as table:
@@ -245,12 +312,12 @@ def test_bad_rows_are_left_out_and_named(isoflop: Command, tmp_path: Path) -> No
     assert [out["row"] for out in said.json["rows"]["excluded"]] == ["row 16", "row 17", "row 18", "row 19"]
 
 
-def test_a_fit_folder_that_cannot_be_written_is_a_machine_fault(isoflop: Command, tmp_path: Path) -> None:
+def test_a_fit_folder_that_cannot_be_written_is_refused_first(isoflop: Command, tmp_path: Path) -> None:
     path = points_csv(tmp_path / "points.csv")
     (tmp_path / "file").write_text("")
     said = isoflop("fit", "source=csv", path, f"out={tmp_path / 'file'}", "fit.replicates=20")
-    assert said.code == 1
-    assert "cannot write" in said.sentence
+    assert said.code == 2
+    assert "cannot be written to (Not a directory); choose another folder" in said.sentence
 
 
 def test_nothing_to_fit_is_exit_2_with_the_reasons_shown(isoflop: Command, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.config import Resample
-from analysis.fitting.values import Estimate, Floats, Ints, Rows
+from analysis.fitting.values import Estimate, Floats, Ints, ParametricFit, Rows
 from trainer.errors import UserError
 
 METHODS = {
@@ -22,7 +22,7 @@ METHODS = {
     Resample.sizes: "bootstrap: model sizes drawn, each with all its points; percentiles",
     Resample.seeds: "bootstrap: seeds drawn, each with all its points; percentiles",
     Resample.clusters: "bootstrap: clusters of points drawn; percentiles",
-    Resample.bayesian: "Bayesian bootstrap: Dirichlet weights on the points; percentiles",
+    Resample.bayesian: "Bayesian bootstrap: Dirichlet weights on the points; narrow with few points a budget",
     Resample.residuals: "bootstrap: residuals of Approach 3 drawn and laid on its fitted losses; percentiles",
     Resample.subsample: "80 % of the points without replacement; percentiles, which are too narrow",
 }
@@ -31,6 +31,7 @@ LEAST_STRATUM = 4
 LEAST_GROUPS = 3
 LEAST_REPLICATES = 20
 """Fewer give no interval."""
+LEAST_OUTSIDE = 0.5  # replicates beyond an end: with fewer, percentiles are the extremes whatever the level
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,15 +56,15 @@ class Resamples:
         return bool((self.weights <= 0).any())
 
 
-def resample(rows: Rows, how: Resample, replicates: int, seed: int, residuals: Floats | None = None) -> Resamples:
+def resample(rows: Rows, how: Resample, replicates: int, seed: int, law: ParametricFit | None = None) -> Resamples:
     """Draw the replicates of a bootstrap.
 
     Parameters
     ----------
     rows
         n points.
-    residuals
-        (n,): log L minus the fitted log L; ``Resample.residuals`` needs them.
+    law
+        Approach 3 on the rows; ``Resample.residuals`` needs it.
 
     Returns
     -------
@@ -84,7 +85,7 @@ def resample(rows: Rows, how: Resample, replicates: int, seed: int, residuals: F
     match how:
         case Resample.budgets:
             weights = np.empty((replicates, n))
-            for drawn in _strata(np.unique(rows.budget, return_inverse=True)[1]):
+            for drawn in _strata(rows):
                 weights[:, drawn] = _draw(rng, len(drawn), replicates)
         case Resample.cases:
             weights = _draw(rng, n, replicates)
@@ -94,11 +95,11 @@ def resample(rows: Rows, how: Resample, replicates: int, seed: int, residuals: F
             kept = np.argsort(rng.random((replicates, n)), axis=1) < round(SUBSAMPLE * n)
             weights = kept.astype(np.float64)
         case Resample.residuals:
-            if residuals is None:
+            if law is None:
                 raise UserError(
-                    "fit.resample=residuals needs Approach 3, which these rows do not support; choose cases."
+                    "fit.resample=residuals needs Approach 3, which these rows do not support; choose budgets."
                 )
-            return Resamples(np.ones((replicates, n)), _shifts(rng, residuals, replicates))
+            return Resamples(np.ones((replicates, n)), _shifts(rng, law.residuals, law.free, replicates))
         case _:
             groups = _groups(rows, how)
             weights = _draw(rng, int(groups.max()) + 1, replicates)[:, groups]
@@ -117,7 +118,7 @@ def percentile(
     values = values[np.isfinite(values)]
     lost = failed / max(1, failed + len(values))
     outside = ((1 - level) / 2 - lost) / (1 - lost) if lost < 1 else -1.0
-    if len(values) < LEAST_REPLICATES or outside < 0:
+    if len(values) < LEAST_REPLICATES or outside * len(values) < LEAST_OUTSIDE:
         return Estimate(value=point)
     tails = [outside, 1 - outside]
     low, high = np.quantile(values, tails)
@@ -156,7 +157,7 @@ def scatter_of(residuals: Floats, fitted: int) -> Scatter | None:
 def _groups(rows: Rows, how: Resample) -> Ints:
     """(n,): the number of each row's size, seed or cluster."""
     if how is Resample.seeds and np.isnan(rows.seed).any():
-        raise UserError("fit.resample=seeds: not every row states its seed; choose cases, or map columns.seed.")
+        raise UserError("fit.resample=seeds: not every row states its seed; choose budgets, or map columns.seed.")
     known: dict[Resample, npt.NDArray[np.generic]] = {
         Resample.sizes: rows.params,
         Resample.seeds: rows.seed,
@@ -165,14 +166,14 @@ def _groups(rows: Rows, how: Resample) -> Ints:
     groups: Ints = np.unique(known[how], return_inverse=True)[1].astype(np.int64)
     if groups.max() + 1 < LEAST_GROUPS:
         there = f"there are {groups.max() + 1} {how.value}, and drawing needs {LEAST_GROUPS}"
-        raise UserError(f"fit.resample={how.value}: {there}; choose cases.")
+        raise UserError(f"fit.resample={how.value}: {there}; choose budgets.")
     return groups
 
 
-def _shifts(rng: np.random.Generator, residuals: Floats, replicates: int) -> Floats:
-    """Each residual replaced by another one; fitting five parameters has shrunk them."""
+def _shifts(rng: np.random.Generator, residuals: Floats, free: int, replicates: int) -> Floats:
+    """Each residual replaced by another one; fitting ``free`` parameters has shrunk them."""
     n = len(residuals)
-    grown = (residuals - residuals.mean()) * np.sqrt(n / max(1, n - 5))
+    grown = (residuals - residuals.mean()) * np.sqrt(n / max(1, n - free))
     return np.asarray(rng.choice(grown, size=(replicates, n)) - residuals)
 
 
@@ -180,8 +181,8 @@ def _draw(rng: np.random.Generator, count: int, replicates: int) -> Floats:
     return rng.multinomial(count, np.full(count, 1 / count), size=replicates).astype(np.float64)
 
 
-def _strata(index: Ints) -> list[Ints]:
-    sizes = np.bincount(index)
-    strata = [np.flatnonzero(index == group) for group in np.flatnonzero(sizes >= LEAST_STRATUM)]
-    rest = np.flatnonzero(sizes[index] < LEAST_STRATUM)
+def _strata(rows: Rows) -> list[Ints]:
+    shared = rows.shared_budgets(LEAST_STRATUM)
+    strata = [np.flatnonzero(rows.budget == budget) for budget in shared]
+    rest = np.flatnonzero(~np.isin(rows.budget, shared))
     return [*strata, rest] if len(rest) else strata

@@ -10,9 +10,8 @@ import numpy as np
 from analysis.config import Valley
 from analysis.fitting.optimum import optimum
 from analysis.fitting.valley import LEAST_SIZES, Sizes
-from analysis.fitting.values import BudgetValley, Cost, Floats, Ints, ParametricFit
+from analysis.fitting.values import WIDEST_BUDGET, BudgetValley, Cost, Floats, Ints, ParametricFit
 
-WIDEST_BUDGET = 1.3  # rows whose FLOPs differ by more than this factor do not share a budget
 NO_MINIMUM = {
     Valley.parabola: "no valley: the parabola does not open upwards",
     Valley.cubic: "no valley: the cubic has no minimum",

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from analysis.fitting.columns import columns, one_length
 from analysis.fitting.values import Bools, Floats, Ints
+from trainer.errors import UserError
 
 DECAYED = 0.5  # of its largest learning rate: a schedule that ends above it has not decayed
 ROUNDING = 1e-9  # of progress
@@ -17,56 +19,94 @@ ROUNDING = 1e-9  # of progress
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curves:
-    """The rows of all curves, in any order; arrays of one length but for ``names`` and ``params``, one per run."""
+    """Loss curves: the rows of all runs in any order, each (rows,), but for ``names`` and ``params``, (runs,).
+
+    Numbers may be given as any columns, of which values are taken by position. From a table, where each row names its
+    run, :meth:`of_rows` makes them.
+
+    Raises
+    ------
+    UserError
+        If columns differ in length, ``run`` points at no run, or a number is out of range: N, D, C and L are finite and
+        positive; progress and learning rate may be 0 too, and NaN where they are not known.
+    """
 
     names: tuple[str, ...]
     """The runs."""
     params: Floats
-    """(runs,)."""
+    """N of each run."""
     run: Ints
     """Index into ``names``."""
     tokens: Floats
+    """D so far, in tokens."""
     flops: Floats
+    """C so far, in FLOPs."""
     loss: Floats
+    """L, in any one unit."""
     progress: Floats
-    """Share of the run's schedule that is done."""
+    """Share of the run's schedule that is done, in (0, 1]; rows where it is NaN do not count."""
     lr: Floats | None = None
     """Learning rate, NaN where it is not known; None where it is known nowhere."""
+
+    def __post_init__(self) -> None:
+        """Take any columns as arrays.
+
+        Raises
+        ------
+        UserError
+            If they are no loss curves.
+        """
+        (params,) = columns(params=self.params)
+        one_length("names", self.names, "params", params)
+        found = _checked({name: getattr(self, name) for name in ("tokens", "flops", "loss", "progress")}, self.lr)
+        run = np.asarray(self.run)
+        one_length("run", run, "tokens", found["tokens"])
+        if len(run) and (run.dtype.kind not in "iu" or run.min() < 0 or run.max() >= len(params)):
+            raise UserError(
+                f"run must hold whole numbers from 0 to {len(params) - 1}, each the place of a run in names."
+            )
+        for name, column in {"params": params, **found}.items():
+            object.__setattr__(self, name, column)
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "run", run.astype(np.int64, copy=False))
 
     @classmethod
     def of_rows(
         cls,
         *,
         run_id: Sequence[str] | npt.NDArray[np.object_] | pd.Series,
-        params: Floats,
-        tokens: Floats,
-        flops: Floats,
-        loss: Floats,
-        progress: Floats,
-        lr: Floats | None = None,
+        params: npt.ArrayLike,
+        tokens: npt.ArrayLike,
+        flops: npt.ArrayLike,
+        loss: npt.ArrayLike,
+        progress: npt.ArrayLike,
+        lr: npt.ArrayLike | None = None,
     ) -> Curves:
-        """From columns of one length, as a table has them; a run's N is that of its first row."""
+        """From columns of one length, (rows,), as a table has them; a run's N is that of its first row.
+
+        Raises
+        ------
+        UserError
+            If columns differ in length, a row names no run, or a number is out of range.
+        """
         column = run_id if isinstance(run_id, pd.Series) else np.asarray(run_id, dtype=object)
         codes, names = pd.factorize(column)
+        rows = {"params": params, "tokens": tokens, "flops": flops, "loss": loss, "progress": progress}
+        found = _checked(rows, lr)
+        n = found.pop("params")
+        one_length("run_id", codes, "params", n)
+        if (codes < 0).any():
+            raise UserError(f"run_id is missing in row {int(np.argmin(codes)) + 1}; leave such rows out.")
         first = np.full(len(names), len(codes))
         np.minimum.at(first, codes, np.arange(len(codes)))
-        return cls(
-            names=tuple(map(str, names)),
-            params=np.asarray(params[first], dtype=np.float64),
-            run=codes.astype(np.int64, copy=False),
-            tokens=tokens,
-            flops=flops,
-            loss=loss,
-            progress=progress,
-            lr=lr,
-        )
+        return cls(names=tuple(map(str, names)), params=n[first], run=codes, **found)
 
     def of_runs(self, names: Sequence[str]) -> Curves:
         """The rows of some runs."""
         wanted = set(names)
         kept = np.array([name in wanted for name in self.names], dtype=np.bool_)[self.run]
-        columns = {name: getattr(self, name)[kept] for name in ("run", "tokens", "flops", "loss", "progress")}
-        return replace(self, **columns, lr=None if self.lr is None else self.lr[kept])
+        rows = {name: getattr(self, name)[kept] for name in ("run", "tokens", "flops", "loss", "progress")}
+        return replace(self, **rows, lr=None if self.lr is None else self.lr[kept])
 
     def undecayed(self, tail: float) -> Bools:
         """(runs,): the learning rate is known at progress of at least ``tail``, and there above half of its largest."""
@@ -81,6 +121,13 @@ class Curves:
         ends = np.flatnonzero((tokens == end[run]) & (self.progress[known] >= tail - ROUNDING))
         last[run[ends]] = lr[ends]
         return (np.bincount(run, minlength=len(out)) >= 2) & (last > DECAYED * largest)
+
+
+def _checked(rows: dict[str, npt.ArrayLike], lr: npt.ArrayLike | None) -> dict[str, Floats]:
+    """The columns of curves as arrays; progress and learning rate may be 0, and NaN where they are not known."""
+    given = rows if lr is None else rows | {"lr": lr}
+    found = columns(blank=("progress", "lr"), zero=("progress", "lr"), **given)
+    return dict(zip(given, found, strict=True))
 
 
 @dataclass(frozen=True, eq=False)

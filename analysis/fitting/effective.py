@@ -8,9 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from analysis.fitting.values import Cost, Floats, loss_of_laws
-
-SIX_ND = Cost()
+from analysis.fitting.optimum import balance
+from analysis.fitting.values import SIX_ND, Cost, Floats, loss_of_laws
 
 
 def effective(base: npt.ArrayLike, total: npt.ArrayLike, saturation: npt.ArrayLike) -> Floats:
@@ -39,9 +38,8 @@ def effective(base: npt.ArrayLike, total: npt.ArrayLike, saturation: npt.ArrayLi
 
 def params_called_for(theta: Floats, cost: Cost, tokens: npt.ArrayLike) -> Floats:
     """The N for which ``tokens`` fresh tokens are compute-optimal: U_N of equation 11 in appendix A."""
-    log_a, log_b, _, alpha, beta = np.moveaxis(theta, -1, 0)
-    balance = log_a + np.log(alpha) - log_b - np.log(cost.exponent * beta)
-    return np.asarray(np.exp((balance + beta * np.log(np.asarray(tokens, dtype=np.float64))) / alpha))
+    alpha, beta, held = balance(theta, cost)
+    return np.asarray(np.exp((held + beta * np.log(np.asarray(tokens, dtype=np.float64))) / alpha))
 
 
 def loss_repeated(
@@ -56,12 +54,20 @@ def loss_repeated(
 
     Parameters
     ----------
+    theta
+        (..., 5): log A, log B, log E, alpha, beta.
     saturation
         (..., 2): R_D* and R_N*; both infinite give the law of fresh tokens.
+    params, tokens, unique_tokens
+        Positive; they broadcast with the leading axes.
     cost
         How C is counted, which decides how many parameters a number of tokens calls for.
+
+    Returns
+    -------
+    L in the unit of E, of the broadcast shape.
     """
-    unique = np.minimum(unique_tokens, tokens)
+    saturation, unique = np.asarray(saturation), np.minimum(unique_tokens, tokens)
     d = effective(unique, tokens, saturation[..., 0])
     n = effective(params_called_for(theta, cost, unique), params, saturation[..., 1])
     return loss_of_laws(theta, np.log(n), np.log(d))

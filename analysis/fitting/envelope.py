@@ -18,12 +18,14 @@ from analysis.fitting.curves import Curves, Tails
 from analysis.fitting.polynomials import polynomials
 from analysis.fitting.powerlaw import power_laws, to_laws
 from analysis.fitting.values import Bools, EnvelopeFit, Floats, Ints, Refused
+from trainer.errors import UserError
 
 GRID = 1500
 GRID_RESAMPLED = 300
 BATCH = 250  # replicates at a time, so that they stay in the cache
 NEARBY = 1.5  # sizes whose tail comes within this factor of C count as trained nearby
 LEAST_RUNS = 3
+LEAST_SIZES = 3  # on the envelope: with two, a single step from one to the other is the whole law
 LEAST_RANGE = 1.5  # of C, for an exponent
 
 
@@ -33,18 +35,31 @@ def fit_envelope(curves: Curves, *, tail: float = 0.85, undecayed: bool = False)
     Parameters
     ----------
     curves
-        Loss curves, C and N counted alike in all of them.
+        Loss curves, C and N counted alike in all of them; ``Curves.of_rows`` makes them from columns.
     tail
-        Only rows with progress of at least this count.
+        Only rows with progress of at least this count: a share, from 0 to below 1.
     undecayed
         Count runs whose learning rate ends above half of its largest as well. Runs whose learning rate is not known
         count in any case.
 
     Returns
     -------
-    The fit, or why there is none: no curves, too few runs that decayed, or an envelope that is too short or held by
-    one size.
+    EnvelopeFit
+        The envelope's points, and N*, D* and L* as power laws in C through them.
+    Refused
+        With the reason: no curves, too few runs that decayed, or an envelope that is too short or held by one size.
+
+    Raises
+    ------
+    UserError
+        If ``tail`` is out of range; what is no loss curve, :class:`Curves` has refused.
+
+    References
+    ----------
+    Hoffmann et al., "Training compute-optimal large language models" (2022), section 3.1.
     """
+    if not 0 <= tail < 1:
+        raise UserError(f"fit.tail={tail:g} is out of range; give a number from 0 to below 1, e.g. 0.85.")
     if not len(curves.loss):
         return Refused(reason="there are no loss curves, only final losses.")
     tails, left_out = _tails(curves, tail, undecayed, np.ones(len(curves.names), dtype=np.bool_))
@@ -57,7 +72,7 @@ def fit_envelope(curves: Curves, *, tail: float = 0.85, undecayed: bool = False)
     used = lowest.used[0]
     at, run = grid[used], lowest.run[0][used]
     sizes = len(np.unique(tails.params[run]))
-    if sizes < 2 or at[-1] - at[0] < np.log(LEAST_RANGE):
+    if sizes < LEAST_SIZES or at[-1] - at[0] < np.log(LEAST_RANGE):
         span = f"over a factor {np.exp(at[-1] - at[0]):.3g} of C" if len(at) else "at any C"
         return Refused(
             reason=f"the envelope has {sizes} size(s) with larger and smaller ones nearby {span}: no exponent{why}."

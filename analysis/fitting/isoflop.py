@@ -13,28 +13,60 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
-from analysis.config import Valley
-from analysis.fitting.budgets import WIDEST_BUDGET, Design, log_tokens, width, within
+from analysis.config import Valley, chosen
+from analysis.fitting.budgets import Design, log_tokens, width, within
+from analysis.fitting.columns import columns
 from analysis.fitting.optimum import fit_cost, optimum
 from analysis.fitting.parametric import refit_parametric
 from analysis.fitting.powerlaw import power_laws, to_laws
 from analysis.fitting.valley import LEAST_SIZES, Sizes
-from analysis.fitting.values import Bools, BudgetValley, Cost, Floats, IsoflopFit, ParametricFit, Refused, Window
+from analysis.fitting.values import (
+    WIDEST_BUDGET,
+    Bools,
+    BudgetValley,
+    Cost,
+    Floats,
+    IsoflopFit,
+    ParametricFit,
+    Refused,
+    Window,
+)
+from trainer.errors import UserError
 
 WINDOWS = (2.0, 3.0, 4.0, 8.0, 16.0, None)
 STILL = 1e-9  # of log N: a minimum that moves less between replicates has not moved
 
 
-def group_budgets(flops: Floats, gap: float = 0.1) -> Floats:
+def group_budgets(flops: npt.ArrayLike, gap: float = 0.1) -> Floats:
     """Each row's budget: the geometric mean of the achieved FLOPs of its group.
 
-    Groups are cut where neighbouring FLOPs differ by more than ``gap`` (relative). Labels are never rounded, so budgets
-    of 1.5e19 and 2.4e19 stay apart.
+    Groups are cut where neighbouring FLOPs differ by more than ``gap``. Labels are never rounded, so budgets of 1.5e19
+    and 2.4e19 stay apart.
+
+    Parameters
+    ----------
+    flops
+        (n,), positive: achieved C of each point, in FLOPs.
+    gap
+        A share, above 0.
+
+    Returns
+    -------
+    (n,): in FLOPs, in the order of ``flops``; rows of one budget share the number exactly.
+
+    Raises
+    ------
+    UserError
+        If a number is not finite and positive.
     """
+    (flops,) = columns(flops=flops)
+    if not 0 < gap < np.inf:
+        raise UserError(f"fit.budget_gap={gap:g} is out of range; give a number above 0, e.g. 0.1.")
     order = np.argsort(flops, kind="stable")
     logs = np.log(flops[order])
-    group = np.concatenate([[0], np.cumsum(np.diff(logs) > np.log1p(gap))])
+    group = np.cumsum(np.diff(logs, prepend=logs[:1]) > np.log1p(gap))
     means = np.exp(np.bincount(group, logs) / np.bincount(group))
     out = np.empty_like(flops)
     out[order] = means[group]
@@ -42,14 +74,14 @@ def group_budgets(flops: Floats, gap: float = 0.1) -> Floats:
 
 
 def fit_isoflop(
-    params: Floats,
-    tokens: Floats,
-    flops: Floats,
-    loss: Floats,
-    budget: Floats,
+    params: npt.ArrayLike,
+    tokens: npt.ArrayLike,
+    flops: npt.ArrayLike,
+    loss: npt.ArrayLike,
+    budget: npt.ArrayLike,
     *,
     window: float | None = None,
-    valley: Valley = Valley.parabola,
+    valley: Valley | str = Valley.parabola,
     surface: ParametricFit | None = None,
     cost: Cost | None = None,
     unbias: bool = False,
@@ -59,12 +91,14 @@ def fit_isoflop(
     Parameters
     ----------
     params, tokens, flops, loss, budget
-        (n,): N, D, achieved C and L of each point, and its budget as :func:`group_budgets` gives it.
+        (n,), positive: N, D, achieved C in FLOPs and L of each point, and its budget in FLOPs as :func:`group_budgets`
+        gives it. Any columns, of a pandas Series the values by position.
     window
-        Use only sizes within this factor of the budget's best one; None uses all. Exponents depend on it, see
+        Use only sizes within this factor, above 1, of the budget's best one; None uses all. Exponents depend on it, see
         :func:`window_sweep`.
     valley
-        The line through a budget's losses; ``surface`` takes the minimum of Approach 3's law instead.
+        The line through a budget's losses: a :class:`~analysis.config.Valley` or its name; ``surface`` takes the
+        minimum of Approach 3's law instead.
     surface
         Approach 3 on the same points; needed for ``valley=surface``, for the bias, and for ``unbias``.
     cost
@@ -74,9 +108,27 @@ def fit_isoflop(
 
     Returns
     -------
-    The fit, or why there is none: fewer than two budgets with a valley, no distinct budgets, no surface where one is
-    needed.
+    IsoflopFit
+        A valley per budget, and N*, D* and L* as power laws in C through the usable minima.
+    Refused
+        With the reason: fewer than two budgets with a valley, no distinct budgets, no surface where one is needed.
+
+    Raises
+    ------
+    UserError
+        If a number is not finite and positive, the columns differ in length, ``valley`` is unknown, or ``window`` is
+        not above 1.
+
+    References
+    ----------
+    Hoffmann et al., "Training compute-optimal large language models" (2022), section 3.2.
     """
+    params, tokens, flops, loss, budget = columns(params=params, tokens=tokens, flops=flops, loss=loss, budget=budget)
+    valley = chosen(Valley, valley, "fit.valley")
+    if window is not None and not window > 1:
+        raise UserError(f"fit.window={window:g} is out of range; give a factor above 1, or null for all sizes.")
+    if not len(loss):
+        return Refused(reason="there are no rows.")
     if surface is None and (unbias or valley is Valley.surface):
         setting = "fit.unbias=true" if unbias else "fit.valley=surface"
         return Refused(reason=f"{setting} needs Approach 3's surface, and there is none.")
@@ -157,20 +209,27 @@ def refit_isoflop(
 
 
 def window_sweep(
-    params: Floats,
-    tokens: Floats,
-    flops: Floats,
-    loss: Floats,
-    budget: Floats,
+    params: npt.ArrayLike,
+    tokens: npt.ArrayLike,
+    flops: npt.ArrayLike,
+    loss: npt.ArrayLike,
+    budget: npt.ArrayLike,
     *,
-    valley: Valley = Valley.parabola,
+    valley: Valley | str = Valley.parabola,
     surface: ParametricFit | None = None,
     cost: Cost | None = None,
 ) -> tuple[Window, ...]:
     """How the exponents move with the sizes that count: within 2, 3, 4, 8, 16 times each budget's best, and all.
 
-    Arguments are those of :func:`fit_isoflop`. Of windows that keep the same rows only the last is listed.
+    Arguments, and what is raised, are those of :func:`fit_isoflop`.
+
+    Returns
+    -------
+    One for each window, by rising factor; of windows that keep the same rows only the last is listed.
     """
+    params, tokens, flops, loss, budget = columns(params=params, tokens=tokens, flops=flops, loss=loss, budget=budget)
+    if not len(loss):
+        return ()
     cost = cost or fit_cost(params, tokens, flops)
     out: dict[bytes, Window] = {}
     groups = [np.flatnonzero(budget == at) for at in np.unique(budget)]

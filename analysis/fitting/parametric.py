@@ -15,7 +15,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from analysis.config import Form, Objective
+from analysis.config import Form, Objective, chosen
+from analysis.fitting.columns import columns
 from analysis.fitting.newton import STATIONARY, Minima, Problems, minimise
 from analysis.fitting.starts import grid_starts
 from analysis.fitting.values import Bools, Certificate, Floats, ParametricFit, Refused
@@ -29,6 +30,7 @@ WARM = 1e-6  # the gradient norm at which a refit takes its last step, which squ
 RESAMPLED = 1e-4  # where a refit must end: resampling itself moves the gradient by 1 / sqrt(n), far more
 LEAST_SCATTER = 1e-4  # of log L: no training run repeats more exactly, whatever the residuals say
 ONE_LINE = 1 - 1e-9  # the correlation of log N and log D at which D is a power of N, as with one ratio of D to N
+HAIR = 1.1
 NOTHING = 1e-9  # a term with no larger share in any loss is not there
 LARGEST_LOG = 300.0  # of A and B, so that they and their products stay floats
 
@@ -38,9 +40,9 @@ def fit_parametric(
     tokens: npt.ArrayLike,
     loss: npt.ArrayLike,
     *,
-    objective: Objective = Objective.huber,
+    objective: Objective | str = Objective.huber,
     delta: float = 1e-3,
-    form: Form = Form.free,
+    form: Form | str = Form.free,
     E: float | None = None,
     starts: int = 12,
 ) -> ParametricFit | Refused:
@@ -49,13 +51,13 @@ def fit_parametric(
     Parameters
     ----------
     params, tokens, loss
-        (n,), positive: N, D and L of each point.
+        (n,), positive: N, D and L of each point. Any columns, of a pandas Series the values by position.
     objective
-        What is summed over rows, of the residual in log loss.
+        What is summed over rows, of the residual in log loss: an :class:`~analysis.config.Objective` or its name.
     delta
         With ``objective=huber``: where the Huber loss turns from square to linear, in log loss.
     form
-        Which of the five parameters are free.
+        Which of the five parameters are free: a :class:`~analysis.config.Form` or its name.
     E
         With ``form=fixed_E``: the irreducible loss, in the unit of ``loss``; 0 for none.
     starts
@@ -70,14 +72,16 @@ def fit_parametric(
     Raises
     ------
     UserError
-        If a number is not finite and positive, the arrays differ in length, or ``E`` and ``form`` do not fit together.
+        If a number is not finite and positive, the columns differ in length, ``objective`` or ``form`` is unknown, or
+        ``E`` and ``form`` do not fit together.
 
     References
     ----------
     Hoffmann et al., "Training compute-optimal large language models" (2022), equation 10 and appendix D.3. Besiroglu
     et al., "Chinchilla scaling: a replication attempt" (2024).
     """
-    params, tokens, loss = _rows(params, tokens, loss)
+    params, tokens, loss = columns(params=params, tokens=tokens, loss=loss)
+    objective, form = chosen(Objective, objective, "fit.objective"), chosen(Form, form, "fit.form")
     _check(objective, delta, form, E, starts)
     reason = unsupported(params, tokens, loss, form, E)
     if reason:
@@ -85,11 +89,15 @@ def fit_parametric(
     problem = Problems.of(params, tokens, loss)
     delta = {Objective.lad: LAD_DELTA, Objective.squared: math.inf}.get(objective, delta)
     found = follow(problem, grid_starts(problem, starts, max(delta, 1e-3), form, E), delta, basis_of(form))
+    lost = _without(problem, found.theta)
     best = int(np.argmin(found.objective))
-    agreeing = found.objective <= found.objective[best] * (1 + 1e-9) + 1e-24
-    theta = found.theta[best]
+    # Along a flat direction the lowest may be no law, a hair below one that is.
+    laws = np.flatnonzero((found.objective <= found.objective[best] * HAIR) & ~lost.any(axis=1))
+    if len(laws):
+        best = int(laws[np.argmin(found.objective[laws])])
+    agreeing = np.abs(found.objective - found.objective[best]) <= found.objective[best] * 1e-9 + 1e-24
+    theta, lost = found.theta[best], lost[best]
     log_a, log_b, log_e, alpha, beta = problem.centring.outward(theta)
-    lost = _without(problem, theta[None])[0]
     if lost.any():
         names = " and ".join(name for name, gone in zip(("parameters", "tokens"), lost, strict=True) if gone)
         return Refused(reason=f"alpha={alpha:.3g}, beta={beta:.3g}: the losses do not fall with more {names}.")
@@ -248,21 +256,6 @@ def _certificate(problem: Problems, found: Minima, best: int, agreeing: Bools, f
         unidentified=tuple(name for name in NAMES if free[name]),
         condition=float(eigenvalues[-1] / max(eigenvalues[0], 1e-300)),
     )
-
-
-def _rows(*columns: npt.ArrayLike) -> list[Floats]:
-    arrays = [np.asarray(column, dtype=np.float64) for column in columns]
-    for name, array in zip(("params", "tokens", "loss"), arrays, strict=True):
-        if array.ndim != 1 or len(array) != len(arrays[0]):
-            raise UserError(
-                f"{name} has the shape {array.shape}; params, tokens and loss must be flat and of one length."
-            )
-        bad = array[~(np.isfinite(array) & (array > 0))]
-        if len(bad):
-            raise UserError(
-                f"{name} holds {bad[0]:g}; params, tokens and loss must be positive, so leave such rows out."
-            )
-    return arrays
 
 
 def _check(objective: Objective, delta: float, form: Form, E: float | None, starts: int) -> None:

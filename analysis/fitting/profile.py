@@ -15,11 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import fdtri
 
+from analysis.fitting.columns import columns, one_length
 from analysis.fitting.newton import LEAST_E, Problems
 from analysis.fitting.parametric import LEAST_SCATTER, basis_of, follow, spread
-from analysis.fitting.values import Cost, Estimate, Floats, Ints, ParametricFit, Profile
+from analysis.fitting.values import SIX_ND, Cost, Estimate, Floats, Ints, ParametricFit, Profile
+from trainer.errors import UserError
 
 FIRST, GROWTH, STEPS = 0.5, 1.5, 16  # of the walk outwards, in standard errors
 WIDEST = 0.5  # a standard error, in logarithms, to walk by: a flat direction has none
@@ -28,18 +31,25 @@ HOPELESS = 1e6  # a statistic that need not be known better
 
 
 def profile(
-    params: Floats, tokens: Floats, loss: Floats, fit: ParametricFit, cost: Cost, level: float
+    params: npt.ArrayLike,
+    tokens: npt.ArrayLike,
+    loss: npt.ArrayLike,
+    fit: ParametricFit,
+    cost: Cost = SIX_ND,
+    level: float = 0.95,
 ) -> dict[str, Profile]:
     """Profile-likelihood intervals of A, B, E, alpha, beta and a, the exponent of N* ~ C^a.
 
     Parameters
     ----------
     params, tokens, loss
-        (n,): the rows of ``fit``.
+        (n,), positive: the rows of ``fit``, in their order. Any columns, of a pandas Series the values by position.
+    fit
+        What :func:`~analysis.fitting.parametric.fit_parametric` returned for them.
     cost
         FLOPs per token, on which a depends.
     level
-        Of the intervals, e.g. 0.95.
+        Of the intervals, between 0 and 1.
 
     Returns
     -------
@@ -47,7 +57,17 @@ def profile(
         By name; what the form of the law holds has no entry. The statistic is compared with F(1, n - k) for k free
         parameters, which is chi-squared but for few rows. An end is None where holding the number there, however far
         out, is never worse than that; the low end of E is 0 where the data do not exclude 0.
+
+    Raises
+    ------
+    UserError
+        If a number is not finite and positive, the columns differ in length or are not the rows of ``fit``, or
+        ``level`` is not between 0 and 1.
     """
+    params, tokens, loss = columns(params=params, tokens=tokens, loss=loss)
+    one_length("loss", loss, "fit.residuals", fit.residuals)
+    if not 0 < level < 1:
+        raise UserError(f"fit.level={level:g} is out of range; give a number between 0 and 1, e.g. 0.95.")
     problem = Problems.of(params, tokens, loss)
     best, basis = problem.centring.inward(fit.array()), basis_of(fit.form)
     freedom = max(1, len(problem.x) - basis.shape[1])
@@ -55,8 +75,9 @@ def profile(
     root = math.sqrt(variance) * spread(problem, best, basis)[1]
     numbers = [number for number in _numbers(problem, best, cost) if np.abs(basis.T @ number.gradient).max() > 1e-12]
     widths = np.array([min(WIDEST, float(np.linalg.norm(number.gradient @ root))) for number in numbers])
-    search = _Search(problem, fit.delta, basis, best, tuple(numbers), dispersion)
-    ends = search.ends(widths, math.sqrt(fdtri(1, freedom, level)))
+    limit = float(fdtri(1, freedom, level))
+    search = _Search(problem, fit.delta, basis, best, tuple(numbers), dispersion, limit)
+    ends = search.ends(widths)
     return {number.name: search.profile(at, *ends[at]) for at, number in enumerate(numbers)}
 
 
@@ -151,15 +172,17 @@ class _Search:
     best: Floats
     numbers: tuple[_Number, ...]
     dispersion: float
+    limit: float
+    """Of the statistic, at the ends of an interval."""
     seen: dict[tuple[int, float], float] = field(default_factory=dict)
     """The statistic by number and u, wherever it was looked for."""
 
-    def ends(self, widths: Floats, bound: float) -> Floats:
-        """(numbers, 2): u at the low and the high end of each interval, where the root of the statistic is ``bound``.
+    def ends(self, widths: Floats) -> Floats:
+        """(numbers, 2): u at the low and the high end of each interval, where the statistic is ``limit``.
 
         NaN where it never is. All numbers and both sides are looked for at once.
         """
-        count = len(self.numbers)
+        count, bound = len(self.numbers), math.sqrt(self.limit)
         which, sign = np.repeat(np.arange(count), 2), np.tile([-1.0, 1.0], count)
         least = np.array([number.least for number in self.numbers])[which]
         sides = self._walk(which, sign * widths[which], bound)
@@ -223,6 +246,7 @@ class _Search:
             name=number.name,
             estimate=Estimate(value=number.value(number.at), low=ends[0], high=ends[1]),
             grid=np.array([number.value(u) for u in seen]),
+            limit=self.limit,
             deviance=np.array([0.0 if u == number.at else self.seen[which, u] for u in seen]),
         )
 

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import Bounds, minimize
 
-from analysis.config import Form
+from analysis.config import Form, chosen
 from analysis.fitting.bootstrap import percentile
-from analysis.fitting.effective import SIX_ND, loss_repeated, params_called_for
+from analysis.fitting.columns import columns
+from analysis.fitting.effective import loss_repeated, params_called_for
 from analysis.fitting.parametric import fit_parametric, refit_parametric
-from analysis.fitting.values import Cost, Estimate, Floats, ParametricFit, Refused, RepeatedFit
+from analysis.fitting.values import SIX_ND, Cost, Estimate, Floats, ParametricFit, Refused, RepeatedFit
+from trainer.errors import UserError
 
 GRID = np.geomspace(0.05, 5e4, 25)
 LOWEST, HIGHEST = 1e-2, 1e6
@@ -32,16 +35,16 @@ WARM = 3
 
 
 def fit_repeated(
-    params: Floats,
-    tokens: Floats,
-    unique_tokens: Floats,
-    loss: Floats,
+    params: npt.ArrayLike,
+    tokens: npt.ArrayLike,
+    unique_tokens: npt.ArrayLike,
+    loss: npt.ArrayLike,
     *,
     delta: float = 1e-3,
     starts: int = 12,
-    form: Form = Form.free,
+    form: Form | str = Form.free,
     cost: Cost = SIX_ND,
-    weights: Floats | None = None,
+    weights: npt.ArrayLike | None = None,
     replicates: int = 300,
     level: float = 0.95,
     seed: int = 0,
@@ -51,20 +54,22 @@ def fit_repeated(
     Parameters
     ----------
     params, tokens, unique_tokens, loss
-        (n,), positive: N, D, how many of the tokens are distinct (NaN where all are), and L of each point.
+        (n,), positive: N, D, how many of the tokens are distinct (NaN where all are), and L of each point. Any columns,
+        of a pandas Series the values by position.
     delta
         Where the Huber loss turns from square to linear, in log loss.
     starts
         Of either stage.
     form
-        Of the law of fresh tokens; where too few rows are fresh for it, ``tied`` (alpha = beta) is tried.
+        Of the law of fresh tokens, ``free`` or ``tied`` (alpha = beta), which is tried where too few rows are fresh for
+        the other.
     cost
         How C is counted, which decides what is an excess of parameters.
     weights
         (replicates, n): how often each row counts in each replicate; by default fresh and repeating rows are drawn
         apart, ``replicates`` times, from ``seed``.
     level
-        Of the intervals; they hold the scatter of both stages.
+        Of the intervals, between 0 and 1; they hold the scatter of both stages.
 
     Returns
     -------
@@ -73,11 +78,23 @@ def fit_repeated(
     Refused
         If no rows repeat, or too few are fresh.
 
+    Raises
+    ------
+    UserError
+        If a number is not finite and positive, the columns or ``weights`` differ in length, or a setting is unknown or
+        out of range.
+
     References
     ----------
     Muennighoff et al., "Scaling data-constrained language models" (2023), section 3.1 and appendix A.
     """
-    unique = np.where(np.isnan(unique_tokens), tokens, unique_tokens)
+    params, tokens, unique, loss = columns(
+        blank=("unique_tokens",), params=params, tokens=tokens, unique_tokens=unique_tokens, loss=loss
+    )
+    form = chosen(Form, form, "fit.form")
+    if not 0 < level < 1:
+        raise UserError(f"fit.level={level:g} is out of range; give a number between 0 and 1, e.g. 0.95.")
+    unique = np.where(np.isnan(unique), tokens, unique)
     fresh = tokens <= unique * OVERRUN
     count = int((~fresh).sum())
     if count < LEAST_REPEATED:
@@ -87,8 +104,9 @@ def fit_repeated(
         return Refused(reason=f"the {fresh.sum()} rows that repeat nothing give no law to measure by: {law.reason}")
     data = prepared(params, tokens, unique, loss, delta=delta, cost=cost)
     found = saturations(law.array(), data, starts=starts)
-    if weights is None:
-        weights = _draw(fresh, replicates, seed)
+    weights = _draw(fresh, replicates, seed) if weights is None else np.asarray(weights, dtype=np.float64)
+    if weights.ndim != 2 or weights.shape[1] != len(loss):
+        raise UserError(f"weights has the shape {weights.shape}; give (replicates, {len(loss)}), one column per point.")
     theta, good = refit_parametric(params[fresh], tokens[fresh], loss[fresh], weights[:, fresh], law)
     drawn = [
         saturations(one, data, weights=row, ends=found.minima).values
@@ -96,7 +114,8 @@ def fit_repeated(
     ]
     many = np.array(drawn).reshape(-1, 2)
     predicted = loss_repeated(law.array(), found.values, params, tokens, data.unique, cost)
-    r_d, r_n = (_estimate(many[:, i], found.values[i], level) for i in range(2))
+    failed = int((~good).sum())
+    r_d, r_n = (_estimate(many[:, i], found.values[i], level, failed) for i in range(2))
     return RepeatedFit(
         law=law,
         r_d=r_d,
@@ -251,12 +270,12 @@ def _draw(fresh: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], replicates: in
     return weights
 
 
-def _estimate(many: Floats, value: float, level: float) -> Estimate:
+def _estimate(many: Floats, value: float, level: float, failed: int) -> Estimate:
     """With its interval; what ends at a bound of the search is not known."""
 
     def known(number: float | None) -> float | None:
         inside = number is not None and LOWEST * 1.01 < number < HIGHEST / 1.01
         return number if inside else None
 
-    found = percentile(many, float(value), level)
+    found = percentile(many, float(value), level, failed=failed)
     return Estimate(value=known(found.value), low=known(found.low), high=known(found.high))

@@ -16,10 +16,11 @@ from analysis.fitting.values import Floats
 
 GRID = np.geomspace(0.03, 1.5, 24)
 """Of alpha, and of beta."""
+BLOCK = 4  # cells of the grid, along each of them
 
 
 def grid_starts(problem: Problems, count: int, delta: float, form: Form, E: float | None) -> Floats:
-    """(count, 5): the best points of the grid, with A, B and a free E by least squares on L, weighted 1/L."""
+    """(count, 5): the best of the grid, spread over it; A, B and a free E by least squares on L, weighted 1/L."""
     terms = [np.exp(-GRID[:, None] * problem.x), np.exp(-GRID[:, None] * problem.y), np.ones((1, len(problem.x)))]
     features = np.concatenate(terms)
     weight = np.exp(-problem.log_loss[0])
@@ -38,4 +39,9 @@ def grid_starts(problem: Problems, count: int, delta: float, form: Form, E: floa
     level = np.maximum(solution, 1e-3 * np.exp(problem.log_loss.min()) / features.max(axis=1)[chosen])
     e = level[:, 2] if held is None else np.full(len(i), held)
     theta = np.column_stack([np.log(level[:, :2]), e, GRID[i], GRID[j]])
-    return theta[np.argsort(problem.objective(theta, delta), kind="stable")[:count]]
+    # Neighbours would only repeat each other: the best of every block first, so that starts which agree say something.
+    best = np.argsort(problem.objective(theta, delta), kind="stable")
+    block = (i // BLOCK * len(GRID) + j // BLOCK)[best]
+    leads = np.zeros(len(best), dtype=np.bool_)
+    leads[np.unique(block, return_index=True)[1]] = True
+    return np.asarray(theta[np.concatenate([best[leads], best[~leads]])[:count]])

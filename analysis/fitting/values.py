@@ -15,10 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.config import Form, Objective, Valley
+from analysis.fitting.columns import columns, one_length
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+
+
+WIDEST_BUDGET = 1.3
+"""Rows whose FLOPs differ by more than this factor do not share a budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +47,51 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
-    """The points of a fit as arrays of one length, under one convention."""
+    """The points of a fit, one row each, under one convention: every field has the shape (n,).
+
+    Numbers may be given as any columns, of which values are taken by position; names as any sequence of strings.
+
+    Raises
+    ------
+    UserError
+        If a field is of another length, or a number is not finite and positive.
+    """
 
     params: Floats
+    """N, in parameters."""
     tokens: Floats
+    """D, in tokens."""
     flops: Floats
+    """C, in FLOPs."""
     loss: Floats
+    """L, in any one unit."""
     budget: Floats
     """The geometric mean of the achieved FLOPs of the row's budget: rows of one budget share the number."""
     point_id: tuple[str, ...]
     run_id: tuple[str, ...]
+    """Points of one run share it; Approach 1 finds a run's curve by it."""
     cluster_id: tuple[str, ...]
+    """Points that ``resample=clusters`` draws together share it."""
     seed: Floats
     """NaN where it is not known."""
+
+    def __post_init__(self) -> None:
+        """Take any columns as arrays.
+
+        Raises
+        ------
+        UserError
+            If they are not such columns.
+        """
+        names = ("params", "tokens", "flops", "loss", "budget")
+        found = columns(**{name: getattr(self, name) for name in names})
+        for name, column in zip(names, found, strict=True):
+            object.__setattr__(self, name, column)
+        object.__setattr__(self, "seed", np.asarray(self.seed, dtype=np.float64))
+        for name in ("point_id", "run_id", "cluster_id", "seed"):
+            one_length(name, getattr(self, name), "params", self.params)
+            if name != "seed":
+                object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -76,6 +113,14 @@ class Rows:
     def budgets(self) -> Floats:
         """The distinct budgets, rising."""
         return np.unique(self.budget)
+
+    def shared_budgets(self, least: int) -> Floats:
+        """The budgets, rising, that ``least`` rows or more share: all of their FLOPs lie within a factor 1.3."""
+        _, index, counts = np.unique(self.budget, return_inverse=True, return_counts=True)
+        low, high = np.full(len(counts), np.inf), np.zeros(len(counts))
+        np.minimum.at(low, index, self.flops)
+        np.maximum.at(high, index, self.flops)
+        return np.asarray(self.budgets[(counts >= least) & (high <= WIDEST_BUDGET * low)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +254,9 @@ class Profile:
     grid: Floats
     """(m,): values at which the number was held, rising."""
     deviance: Floats
-    """(m,): likelihood-ratio statistic there, about chi-squared with one degree of freedom; 0 at the estimate."""
+    """(m,): likelihood-ratio statistic there; 0 at the estimate."""
+    limit: float
+    """Where the statistic leaves the interval: the quantile of F(1, n - k) for k free parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +304,10 @@ class Cost:
         return {"coefficient": self.coefficient, "exponent": self.exponent, "spread": self.spread}
 
 
+SIX_ND = Cost()
+"""C = 6 N D."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ParametricFit:
     """Approach 3: L(N, D) = E + A / N^alpha + B / D^beta, by a loss on log L, summed over rows."""
@@ -289,6 +340,11 @@ class ParametricFit:
     def E(self) -> float:  # noqa: N802
         """The irreducible loss."""
         return math.exp(self.log_E)
+
+    @property
+    def free(self) -> int:
+        """How many parameters were fitted."""
+        return 5 if self.form is Form.free else 4
 
     def array(self) -> Floats:
         """(5,): log A, log B, log E, alpha, beta, as the rows of ``Replicates.values``."""

@@ -30,12 +30,15 @@ def keep_where(tables: Tables, where: str | None) -> Tables:
     """
     if not where:
         return tables
+    columns = ", ".join(map(str, tables.points.columns))
     try:
-        kept = tables.points.query(where, engine="python").index
+        chosen = tables.points.eval(where, engine="python")
     except Exception as error:  # pandas lets the parser's and the evaluator's errors through, of any type
-        raise UserError(
-            f"where={where!r} is no query of the columns {', '.join(map(str, tables.points.columns))}: {error}."
-        ) from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"where={where!r} is no query of the columns {columns}: {reason}.") from None
+    if not (isinstance(chosen, pd.Series) and pd.api.types.is_bool_dtype(chosen) and len(chosen) == len(tables.points)):
+        raise UserError(f"where={where!r} is no query of the columns {columns}: it is true or false of no row.")
+    kept = tables.points.index[chosen.to_numpy(dtype=bool)]
     dropped = tables.points.index.difference(kept, sort=False)
     reason = f"where={where} leaves it out"
     excluded = tuple(Exclusion(row=str(tables.points.loc[i, "point_id"]), reason=reason) for i in dropped)

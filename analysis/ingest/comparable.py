@@ -57,6 +57,8 @@ def check_comparable(points: pd.DataFrame, params: str, flops: str) -> Iterator[
 def _units(points: pd.DataFrame, params: str, flops: str) -> Iterator[str]:
     """C against 6 N D, which tells all three units; N and D by their size where nothing else does."""
     ratio = points[flops] / (6 * points[params] * points["tokens"])
+    if not 0 < float(ratio.median()) < math.inf:
+        raise UserError(f"6 N D of {params} and tokens is beyond what floating-point numbers hold; check their units.")
     median, span = float(ratio.median()), f"{ratio.min():.3g} to {ratio.max():.3g}"
     far = not 1 / FAR <= median <= FAR
     if far or flops == "flops_6nd":

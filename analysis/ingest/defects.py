@@ -40,6 +40,7 @@ def defects(
             yield f"{column} is missing; fit.fill={name} takes it from C = 6 N D", missing & fillable[column]
         yield f"{column} is missing or not a number", missing
         yield f"{column} is not positive", points[column] <= 0
+    yield "unique_tokens is not positive", points["unique_tokens"] <= 0
     nats = points["loss_unit"] == "nats/token"
     yield f"loss is above {GUESSING:g} nats per token, worse than guessing", nats & (points["loss"] > GUESSING)
     off = (points["tokens"] / points["horizon"] - 1).abs() > SCHEDULE_MISS

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from analysis.config import Fill
+from analysis.config import Fill, chosen
 from analysis.ingest.tables import Tables
 
 FLOPS = ("flops_6nd", "flops_logged", "flops_matmul", "flops_chinchilla")
@@ -15,18 +15,24 @@ FLOPS = ("flops_6nd", "flops_logged", "flops_matmul", "flops_chinchilla")
 SIZES = ("params_total", "params_non_embedding")
 
 
-def fill_missing(tables: Tables, fill: Fill) -> Tables:
+def fill_missing(tables: Tables, fill: Fill | str) -> Tables:
     """Points with N, or D, of C = 6 N D where it is missing (Kaplan et al. 2020), and a note that counts them.
 
     C is each row's first of :data:`FLOPS`; N the first of :data:`SIZES` for D, and for a missing N the one that most
     rows have.
+
+    Raises
+    ------
+    UserError
+        If ``fill`` is not a :class:`~analysis.config.Fill` or its name.
     """
     points, notes = filled(tables.points, fill)
     return replace(tables, points=points, notes=(*tables.notes, *notes)) if notes else tables
 
 
-def filled(table: pd.DataFrame, fill: Fill) -> tuple[pd.DataFrame, list[str]]:
+def filled(table: pd.DataFrame, fill: Fill | str) -> tuple[pd.DataFrame, list[str]]:
     """The same for a table that may lack columns; what was filled, in a sentence."""
+    fill = chosen(Fill, fill, "fit.fill")
     if fill is Fill.none:
         return table, []
     c = _first(table, FLOPS)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.config import Fill
+from analysis.config import Fill, chosen
 from analysis.ingest.fill import FLOPS, SIZES, filled
 from analysis.ingest.tables import (
     CURVE_COLUMNS,
@@ -28,6 +28,7 @@ ROW = " row"  # a name that no column has, as theirs are stripped
 NAMES = (*ALIASES, *POINT_COLUMNS, "step", "progress", "train_loss", "val_loss")
 UNFINISHED = "unfinished: its last row is before the end of its schedule"
 NEARLY = 0.95
+MOST_PROGRESS = 1.01  # a last batch may overshoot
 """A run whose last row is at this share of its schedule has finished; loggers often miss the very last update."""
 LISTED = 40
 """Columns that an error names, at most."""
@@ -38,7 +39,7 @@ def read_frame(
     curves: pd.DataFrame | None = None,
     columns: Mapping[str, str] | None = None,
     *,
-    fill: Fill = Fill.none,
+    fill: Fill | str = Fill.none,
     source: str = "the data frame",
 ) -> Tables:
     """Bring data frames with columns of any names to the two tables.
@@ -60,15 +61,24 @@ def read_frame(
     columns
         Our column -> the frames', for those of other names: ``{"loss": "val", "params_non_embedding": "n"}``.
     fill
-        What is taken from C = 6 N D where it is missing; its column may then be absent.
+        What is taken from C = 6 N D where it is missing, a :class:`~analysis.config.Fill` or its name; its column may
+        then be absent.
     source
         What the rows are called, in the result and in messages.
+
+    Returns
+    -------
+    Tables
+        For :func:`~analysis.fit.fit_tables`. Rows stay as they are, unusable ones too: the fit leaves them out and
+        lists them. What was assumed (of C, of schedules) is in its ``notes``.
 
     Raises
     ------
     UserError
-        If parameters, tokens or loss are not found, or ``columns`` names what is not there.
+        If a frame has no rows or two columns of one name, parameters, tokens or loss are not found, ``columns`` names
+        what is not there, or ``fill`` is unknown.
     """
+    fill = chosen(Fill, fill, "fit.fill")
     columns = dict(columns or {})
     raw = _named(points, source)
     steps = None if curves is None or curves.empty else _named(curves, source)
@@ -231,6 +241,11 @@ def _progressed(table: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, se
         if not (horizon > 0).all():
             notes.append("There is no progress column, so each run's last row is taken for the end of its schedule.")
         table = table.assign(progress=table["tokens"] / horizon.where(horizon > 0).fillna(last))
+    out = table["progress"][~table["progress"].between(0, MOST_PROGRESS) & table["progress"].notna()]
+    if len(out):
+        raise UserError(
+            f"progress={out.iloc[0]:g} is no share of a schedule; it must lie between 0 and 1 (50 % is 0.5)."
+        )
     ends = table.groupby("run_id", observed=True)["progress"].max()
     return table, set(ends.index[ends < NEARLY])
 

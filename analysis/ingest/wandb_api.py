@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from analysis.config import Fill
+from analysis.config import Fill, chosen
 from analysis.ingest.tables import Exclusion, Tables
 from analysis.ingest.wandb_runs import LoggedRun, tables_of_logged
 from trainer.errors import UserError
@@ -27,7 +27,7 @@ def read_project(
     group: str | None = None,
     columns: Mapping[str, str] | None = None,
     *,
-    fill: Fill = Fill.none,
+    fill: Fill | str = Fill.none,
     api: Any = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Tables:
@@ -45,7 +45,7 @@ def read_project(
     columns
         Our column -> the name in the run's config (dotted), history or summary: ``{"params": "model.n_params"}``.
     fill
-        What is taken from C = 6 N D where it is missing.
+        What is taken from C = 6 N D where it is missing, a :class:`~analysis.config.Fill` or its name.
     api
         A ``wandb.Api``; None makes one, which takes the login of this machine.
 
@@ -54,6 +54,7 @@ def read_project(
     UserError
         If the project cannot be read or has no such run, or N, D or L are not found in the runs.
     """
+    fill = chosen(Fill, fill, "fit.fill")
     source = f"W&B project {project}" + (f", group {group}" if group else "")
     try:
         if api is None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.config import Fill
+from analysis.config import Fill, chosen
 from analysis.ingest.tables import Exclusion, Tables
 from analysis.ingest.wandb_runs import FINISHED, LoggedRun, tables_of_logged
 from trainer.errors import UserError
@@ -28,7 +28,9 @@ CHUNK = struct.Struct("<IHB")
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
-def read_offline(paths: Sequence[Path], columns: Mapping[str, str] | None = None, *, fill: Fill = Fill.none) -> Tables:
+def read_offline(
+    paths: Sequence[Path], columns: Mapping[str, str] | None = None, *, fill: Fill | str = Fill.none
+) -> Tables:
     """Read offline W&B runs: ``.wandb`` files, or folders that hold some at any depth.
 
     Files of one run id are the attempts of one run: a later one voids what earlier ones logged from its first row on.
@@ -39,13 +41,14 @@ def read_offline(paths: Sequence[Path], columns: Mapping[str, str] | None = None
     columns
         Our column -> the name in the run's config (dotted), history or summary: ``{"params": "model.n_params"}``.
     fill
-        What is taken from C = 6 N D where it is missing.
+        What is taken from C = 6 N D where it is missing, a :class:`~analysis.config.Fill` or its name.
 
     Raises
     ------
     UserError
         If there is no such file, or N, D or L are not found in the runs.
     """
+    fill = chosen(Fill, fill, "fit.fill")
     files = [file for path in paths for file in _files(path)]
     attempts: dict[str, list[Attempt]] = {}
     excluded: list[Exclusion] = []

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.fitting.effective import loss_repeated
+from analysis.fitting.optimum import balance
 from analysis.fitting.values import Cost, Floats
 from analysis.laws.search import lowest
 
@@ -36,6 +37,7 @@ def optimum_constrained(
     Three of (...): where ``unique_tokens`` suffices, the compute-optimal point of fresh tokens.
     """
     flops, unique = np.asarray(flops, dtype=np.float64), np.asarray(unique_tokens, dtype=np.float64)
+    theta, saturation = np.asarray(theta), np.asarray(saturation)
     wide, pairs = theta[..., None, :], saturation[..., None, :]
     per_token = np.log(cost.coefficient)
 
@@ -46,9 +48,8 @@ def optimum_constrained(
         d = np.exp(log_tokens(log_n))
         return loss_repeated(wide, pairs, np.exp(log_n), d, unique[..., None], cost)
 
-    log_a, log_b, _, alpha, beta = np.moveaxis(theta, -1, 0)
-    balance = log_a + np.log(alpha) - log_b - np.log(cost.exponent * beta)
-    fresh = (balance + beta * (np.log(flops) - per_token)) / (alpha + cost.exponent * beta)
+    alpha, beta, held = balance(theta, cost)
+    fresh = (held + beta * (np.log(flops) - per_token)) / (alpha + cost.exponent * beta)
     shape = np.broadcast_shapes(fresh.shape, unique.shape, saturation.shape[:-1])
     start = np.broadcast_to(fresh, shape)
     enough = np.exp(log_tokens(start[..., None])[..., 0]) <= unique

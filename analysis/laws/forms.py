@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.fitting.effective import SIX_ND
+from analysis.config import chosen
 from analysis.fitting.optimum import exponents, optimum, optimum_for_params, optimum_for_tokens
-from analysis.fitting.values import Cost, Floats, PowerLaw
+from analysis.fitting.values import SIX_ND, Cost, Floats, PowerLaw
 from trainer.errors import UserError
 from trainer.shape import FlopCount, ParamCount
 
@@ -51,13 +51,16 @@ class Law(ABC):
     note: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a cost that ties nothing.
+        """Take plain strings for conventions, and refuse a cost that ties nothing.
 
         Raises
         ------
         UserError
-            If a number of the cost is not positive, or C is not counted as 6 N D but costs 6 N D.
+            If a convention is unknown, a number of the cost is not positive, or C is not counted as 6 N D but costs
+            6 N D.
         """
+        object.__setattr__(self, "params", chosen(ParamCount, self.params, "law.params"))
+        object.__setattr__(self, "flops", chosen(FlopCount, self.flops, "law.flops"))
         positive("cost_coefficient", self.cost.coefficient)
         positive("cost_exponent", self.cost.exponent)
         if self.flops is not FlopCount.sixnd and (self.cost.coefficient, self.cost.exponent) == (6.0, 1.0):

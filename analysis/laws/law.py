@@ -65,7 +65,19 @@ def law_from_config(config: LawConfig) -> Law:
 
 
 def find_law(name: str, folders: Sequence[Path] = ()) -> Law:
-    """A law by name, from ``law/<name>.yaml`` in ``folders`` (a lab's own config folders), then in the project's own.
+    """A law by name, from ``law/<name>.yaml`` in ``folders``, then in the project's own.
+
+    Parameters
+    ----------
+    name
+        One of :func:`known_laws`, e.g. ``besiroglu2024``.
+    folders
+        A lab's own config folders, as ``--config-dir`` takes them; the first that has the law counts.
+
+    Returns
+    -------
+    SurfaceLaw or FrontierLaw
+        In the conventions it was published in: N as its ``params`` and C as its ``flops`` say, L in its ``loss_unit``.
 
     Raises
     ------
@@ -86,7 +98,17 @@ def find_law(name: str, folders: Sequence[Path] = ()) -> Law:
 
 
 def known_laws(folders: Sequence[Path] = ()) -> list[str]:
-    """The names that ``law=`` takes, besides ``none``."""
+    """The names that ``law=`` and :func:`find_law` take, besides ``none``.
+
+    Parameters
+    ----------
+    folders
+        A lab's own config folders, whose laws are listed with the project's.
+
+    Returns
+    -------
+    The names, sorted.
+    """
     names = {path.stem for folder in _law_folders(folders) for path in folder.glob("*.yaml")}
     return sorted(names - {"none"})
 

@@ -12,17 +12,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pandas as pd
 
 from analysis.config import FitConfig, Form, Objective
+from analysis.fitting.repeated import OVERRUN
 from analysis.fitting.values import Floats, Refused
+from analysis.ingest.frames import flat
 from analysis.report.page import definitions, subheading
 from analysis.report.style import interval_text, number_of
 from analysis.result import Approach, Envelope, FitResult, Isoflop, Parametric
 from analysis.text import count_text, flops_text
+from analysis.version import version_of
 
 Items = Iterator[tuple[str, str]]
 
@@ -140,7 +142,7 @@ def _fitting(fit: FitResult) -> Items:
         found = three.fit.certificate
         yield "Approach 3, objective", OBJECTIVES[three.fit.how].format(delta=three.fit.delta)
         yield "Least objective", f"{three.fit.objective:.6g}"
-        yield "Optimiser", "Newton's method with the exact Hessian, damped, on (log A, log B, log E, alpha, beta)"
+        yield "Optimiser", "Newton's method with the exact Hessian, damped, on (log A, log B, E, alpha, beta)"
         starts = "the best of a grid of (alpha, beta) on which the law is linear in E, A and B"
         agreeing = f"of which {found.starts_agreeing} ended at the best objective"
         yield "Starts", f"{found.starts}, {agreeing}; {starts}"
@@ -186,7 +188,10 @@ def _again(fit: FitResult) -> Items:
     yield "Seed of the intervals", str(fit.interval.seed)
     if fit.config is not None:
         yield "Settings", _settings(fit.config)
-    yield "Software", ", ".join([f"Python {platform.python_version()}", *(f"{n} {_version(n)}" for n in SOFTWARE)])
+    if fit.reading:
+        yield "Rows", " ".join(f"{name}={value}" for name, value in flat(fit.reading).items())
+    software = [f"{name} {version_of(name) or 'of unknown version'}" for name in SOFTWARE]
+    yield "Software", ", ".join([f"Python {platform.python_version()}", *software])
 
 
 def _settings(config: FitConfig) -> str:
@@ -198,18 +203,11 @@ def _settings(config: FitConfig) -> str:
     return " ".join(f"fit.{at.name}={text(getattr(config, at.name))}" for at in fields(config))
 
 
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "of unknown version"
-
-
 def _epochs(fit: FitResult) -> str:
     if "unique_tokens" not in fit.points or not fit.points["unique_tokens"].notna().any():
         return "not stated by the source"
     epochs = (fit.points["tokens"] / fit.points["unique_tokens"]).dropna()
-    count = int((epochs > 1.001).sum())
+    count = int((epochs > OVERRUN).sum())
     return f"{number_of(count, 'row')} see data more than once, {epochs.max():.3g} times at most" if count else "none"
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import chdtri
 
 from analysis.fitting.values import Estimate, Floats, Profile, RepeatedFit
 from analysis.report import plot, style, views
@@ -48,12 +47,12 @@ def residuals(fit: ConventionFit, approach: Parametric) -> list[Panel]:
     return [*panels, Panel("Residuals against a normal distribution", figure)]
 
 
-def profiles(found: Mapping[str, Profile], level: float) -> list[Panel]:
+def profiles(found: Mapping[str, Profile]) -> list[Panel]:
     """How much worse the fit gets as one number is held; the interval is where it stays under the line."""
-    limit = float(chdtri(1, 1 - level))
     panels = []
     for name in (name for name in PROFILED if name in found):
         at = found[name]
+        limit = at.limit
         shown = np.isfinite(at.deviance) & (at.deviance <= 3 * limit)
         # Scales may span decades (A, B) or cross 1 (a): logarithmic where it is wide.
         x, wide = at.grid[shown], at.grid[shown].min() > 0 and at.grid[shown].max() > 8 * at.grid[shown].min()

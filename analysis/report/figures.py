@@ -43,15 +43,19 @@ def write_figures(fit: FitResult, curves: pd.DataFrame | None, out: Path, laws: 
 
     Parameters
     ----------
+    fit
+        What :func:`~analysis.fit.fit_tables` returned.
     curves
-        The curves table of the source; Approach 1 shows the runs' curves where it is given.
+        The curves table of the source, ``Tables.curves``; Approach 1 shows the runs' curves where it is given.
+    out
+        The fit's folder; made where it is missing.
     laws
         Published laws to compare with, each in its own conventions.
 
     Returns
     -------
     list[Path]
-        The files written.
+        The files written, three to a figure, in the order of ``FIGURES``.
 
     Raises
     ------

@@ -103,6 +103,6 @@ def _parametric(page: Page, fit: FitResult, approach: Parametric) -> list[str]:
             "How much worse the best fit gets as one number is held; below the dotted line lies its "
             f"{level} interval. A curve that never crosses it leaves that end open."
         )
-        panels = diagnostics.profiles(approach.profiles, fit.interval.level)
+        panels = diagnostics.profiles(approach.profiles)
         parts += [subheading("Profile likelihoods"), page.charts("profiles", panels, about)]
     return parts

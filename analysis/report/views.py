@@ -12,7 +12,6 @@ import numpy as np
 from scipy.special import ndtri
 
 from analysis import frontier as frontiers
-from analysis.fitting.budgets import WIDEST_BUDGET
 from analysis.fitting.optimum import optimum
 from analysis.fitting.values import BudgetValley, Estimate, Floats, Ints, Refused
 from analysis.laws.law import Law
@@ -145,11 +144,8 @@ def slices(fit: ConventionFit, law: Parametric) -> list[Slice]:
     otherwise seven values of C, evenly spaced in logs, each with the rows at most 15 % away from it.
     """
     rows = fit.rows
-    shared = [
-        (float(c), index)
-        for c, index in ((c, np.flatnonzero(rows.budget == c)) for c in rows.budgets)
-        if len(np.unique(rows.params[index])) >= 3 and np.ptp(np.log(rows.flops[index])) <= np.log(WIDEST_BUDGET)
-    ]
+    every = ((float(c), np.flatnonzero(rows.budget == c)) for c in rows.shared_budgets(3))
+    shared = [(c, index) for c, index in every if len(np.unique(rows.params[index])) >= 3]
     if len(shared) >= 2 and 2 * sum(len(index) for _, index in shared) >= len(rows):
         kept = np.unique(np.linspace(0, len(shared) - 1, min(len(shared), MOST_SLICES)).astype(int))
         chosen = [shared[i] for i in kept]

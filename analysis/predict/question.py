@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from analysis.fitting.effective import loss_repeated
-from analysis.fitting.optimum import optimum, optimum_for_params, optimum_for_tokens
+from analysis.fitting.optimum import optimum, optimum_for_loss, optimum_for_params, optimum_for_tokens
 from analysis.fitting.values import Cost, Floats
 from analysis.laws.constrained import optimum_constrained
 from analysis.laws.inference import FORWARD, optimum_with_inference
-from analysis.laws.offoptimum import at_ratio, optimum_for_loss
+from analysis.laws.offoptimum import at_ratio
 from trainer.errors import UserError
 
 AXES = ("flops", "params", "tokens")
@@ -32,9 +33,23 @@ class Kind(StrEnum):
     """The cheapest way, use included, to the loss that is optimal at a budget."""
 
 
+class Numbers(TypedDict, total=False):
+    """The keywords of :class:`Question`, for functions that make one of theirs."""
+
+    flops: float | None
+    params: float | None
+    tokens: float | None
+    unique_tokens: float | None
+    inference_tokens: float | None
+    tokens_per_param: float | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """The numbers that were given, in the law's conventions.
+
+    One of ``flops``, ``params`` and ``tokens`` asks for the compute-optimal point; ``params`` and ``tokens`` together
+    for a point of one's own.
 
     Raises
     ------
@@ -43,11 +58,17 @@ class Question:
     """
 
     flops: float | None = None
+    """C, in FLOPs."""
     params: float | None = None
+    """N, in parameters."""
     tokens: float | None = None
+    """D, in tokens."""
     unique_tokens: float | None = None
+    """With ``flops``, or with a point: how many distinct tokens there are (Muennighoff et al. 2023)."""
     inference_tokens: float | None = None
+    """With ``flops``: how many tokens the model will serve (Sardana et al. 2024)."""
     tokens_per_param: float | None = None
+    """With ``flops``: the point at this D / N (Gadre et al. 2024)."""
 
     def __post_init__(self) -> None:
         """Refuse what makes no question.
@@ -78,8 +99,8 @@ class Question:
     @property
     def stated(self) -> dict[str, float]:
         """What was given, by name."""
-        names = (*AXES, "unique_tokens", "inference_tokens", "tokens_per_param")
-        return {name: float(getattr(self, name)) for name in names if getattr(self, name) is not None}
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: float(value) for name, value in given.items() if value is not None}
 
     @property
     def kind(self) -> Kind:

@@ -1,10 +1,10 @@
-"""What the approaches of a stored fit answer, with intervals from the replicates that lie beside it."""
+"""What the approaches of a fit answer, with intervals from its replicates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -13,17 +13,51 @@ from analysis.fitting.powerlaw import optimum_of_laws
 from analysis.fitting.values import Cost, Estimate, Floats
 from analysis.laws.constrained import PUBLISHED, PUBLISHED_TEXT
 from analysis.laws.forms import SurfaceLaw
-from analysis.prediction import Prediction, known, prediction
-from analysis.question import AXES, Kind, Question, answer
-from analysis.reach import measured_text
-from analysis.result import Conventions
-from analysis.store import StoredFit, read_fit
+from analysis.predict.prediction import Prediction, known, prediction
+from analysis.predict.question import AXES, Kind, Numbers, Question, answer
+from analysis.predict.reach import measured_text
+from analysis.result import APPROACHES, Conventions, FitResult
+from analysis.store import StoredFit
 from trainer.errors import UserError
 from trainer.shape import ParamCount
 
 SCATTERS = {"params": "n_opt", "tokens": "d_opt", "loss": "loss_opt"}
 """What a number's measurement is called in fit.json."""
 SURFACE = ("A", "B", "E", "alpha", "beta")
+
+
+def predict_fit(fit: FitResult | StoredFit | Path | str, **asked: Unpack[Numbers]) -> list[Prediction]:
+    """What each approach of a fit says that was not refused, with intervals from its replicates.
+
+    Parameters
+    ----------
+    fit
+        In memory, or a folder that :func:`~analysis.store.write_fit` wrote: both say the same.
+    asked
+        The numbers of a :class:`~analysis.predict.question.Question`, as for
+        :func:`~analysis.predict.by_law.predict_law`; all but the compute-optimal point are a matter of Approach 3
+        alone.
+
+    Raises
+    ------
+    UserError
+        If the numbers make no question, the fit cannot be read, or it refused every approach that could answer.
+
+    Examples
+    --------
+    >>> result = fit_tables(read_file("points.csv"), FitConfig())
+    >>> predict_fit(result, flops=1e22)
+    """
+    question = Question(**asked)
+    fit = StoredFit.of(fit)
+    able = APPROACHES if question.kind is Kind.optimum else APPROACHES[-1:]
+    refused = {name: reason for name in able if (reason := refusal(fit.raw["approaches"][name]))}
+    kept = [name for name in able if name not in refused]
+    if not kept:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        what = "every approach" if question.kind is Kind.optimum else "Approach 3, which alone answers this,"
+        raise UserError(f"{fit.name}: {what} was refused, so the fit predicts nothing ({reasons}).")
+    return [by_approach(fit, name, question) for name in kept]
 
 
 def by_approach(fit: StoredFit, name: str, question: Question) -> Prediction:
@@ -73,18 +107,18 @@ def refusal(approach: Mapping[str, Any]) -> str | None:
     return None if approach.get("certificate", {}).get("converged", True) else "it did not converge"
 
 
-def law_of_fit(path: Path) -> SurfaceLaw:
-    """Approach 3 of a stored fit as a law, with the cost that the fit measured.
+def law_of_fit(fit: FitResult | StoredFit | Path | str) -> SurfaceLaw:
+    """Approach 3 of a fit, in memory or stored, as a law, with the cost that the fit measured.
 
     Raises
     ------
     UserError
         If the fit cannot be read, or refused Approach 3.
     """
-    fit = read_fit(path)
+    fit = StoredFit.of(fit)
     found = fit.raw["approaches"]["parametric"]
     if reason := refusal(found):
-        raise UserError(f"path={path}: Approach 3 was refused, so there is no law ({reason}).")
+        raise UserError(f"{fit.name}: Approach 3 was refused, so there is no law ({reason}).")
     return SurfaceLaw(
         name="parametric",
         params=ParamCount(fit.raw["conventions"]["params"]),

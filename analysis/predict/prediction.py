@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from analysis.fitting.values import Estimate
-from analysis.question import AXES, Kind, Question
-from analysis.reach import reach_text
+from analysis.predict.question import AXES, Kind, Question
+from analysis.predict.reach import reach_text
 from analysis.result import Conventions
 
 
@@ -27,7 +27,7 @@ class Prediction:
     tokens: Estimate
     loss: Estimate
     extra: Mapping[str, Estimate] = field(default_factory=dict)
-    """What the kind of question brings besides, by name (see :func:`analysis.question.answer`)."""
+    """What the kind of question brings besides, by name (see :func:`analysis.predict.question.answer`)."""
     statement: str
     """What was found, how the intervals were made or why there are none, and how far it lies from the data."""
 
