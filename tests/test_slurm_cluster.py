@@ -1,0 +1,45 @@
+"""The test cluster itself: that its faults are the faults they claim to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from slurm_cluster import NODES, Cluster, until
+
+pytestmark = pytest.mark.slurm
+
+
+def sleeper(slurm: Cluster, tmp_path: Path, *options: str) -> str:
+    """A job that sleeps, running."""
+    words = ["sbatch", "--parsable", f"--output={tmp_path}/%j.out", *options, "--wrap", "date; sleep 600"]
+    job = slurm.ask(*words).strip()
+    until(lambda: slurm.jobs()[job]["state"] == "RUNNING", 60)
+    return job
+
+
+def test_nodes_gpus_and_accounting(slurm: Cluster, tmp_path: Path) -> None:
+    script = "echo $CUDA_VISIBLE_DEVICES $SLURMD_NODENAME"
+    slurm.ask("sbatch", "--wait", "--gpus=3", "--nodelist=n3", f"--output={tmp_path}/said", "--wrap", script)
+    assert (tmp_path / "said").read_text() == "0,1,2 n3\n"
+    until(lambda: "COMPLETED" in slurm.ask("sacct", "-X", "-n", "-P", "--format=State"), 30)
+
+
+def test_a_lost_slurmd_leaves_its_jobs_running_and_a_lost_node_does_not(slurm: Cluster, tmp_path: Path) -> None:
+    first, second = sleeper(slurm, tmp_path, "--nodelist=n1"), sleeper(slurm, tmp_path, "--nodelist=n2")
+    slurm.kill_daemon("n1")
+    slurm.fail_node("n2")
+    assert slurm.processes("n1", first)
+    assert not slurm.processes("n2", second)
+    until(lambda: {slurm.jobs()[job]["state"] for job in (first, second)} == {"PENDING"}, 90)
+    assert slurm.processes("n1", first), "SLURM gave the job up, the node did not"
+
+
+def test_clear_mends_everything(slurm: Cluster, tmp_path: Path) -> None:
+    sleeper(slurm, tmp_path, "--nodelist=n1")
+    for name in ("n1", "slurmdbd", "slurmctld"):
+        slurm.kill_daemon(name)
+    slurm.clear()
+    assert slurm.jobs() == {}
+    assert not [pid for node in NODES for pid in slurm.processes(node)]
+    assert slurm.ready()
