@@ -97,7 +97,8 @@ MaxArraySize=100001
 MaxJobCount=120000
 MinJobAge=300
 SlurmctldTimeout=10
-SlurmdTimeout=10
+# a lost node is down after 15 s rather than minutes
+SlurmdTimeout=3
 InactiveLimit=0
 KillWait=5
 OverTimeLimit=0
