@@ -114,9 +114,9 @@ SlurmdParameters=config_overrides
 PartitionName=main Nodes={every} Default=YES MaxTime=2-00:00:00 DefaultTime=60 DefMemPerCPU=100 PriorityTier=10 \
 PreemptMode=OFF
 PartitionName=scavenge Nodes={every} MaxTime=INFINITE DefaultTime=60 DefMemPerCPU=100 PriorityTier=1 \
-PreemptMode=REQUEUE GraceTime=10
+PreemptMode=REQUEUE GraceTime=10 LLN=YES
 PartitionName=nograce Nodes={every} MaxTime=INFINITE DefaultTime=60 DefMemPerCPU=100 PriorityTier=1 \
-PreemptMode=REQUEUE GraceTime=0
+PreemptMode=REQUEUE GraceTime=0 LLN=YES
 PartitionName=short Nodes={every} MaxTime=00:01:00 DefaultTime=1 DefMemPerCPU=100 PriorityTier=10 PreemptMode=OFF
 """
 
