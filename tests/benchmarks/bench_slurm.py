@@ -19,15 +19,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
-sys.path.insert(0, str(TESTS.parent))
-sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from slurm_cluster import PATH, Cluster, missing, until
 
 from sweeps.paths import SweepFolder
 from trainer.lock import holder
 
+REPOSITORY = Path(__file__).parents[2]
 ISOFLOP = [sys.executable, "-m", "sweeps.cli"]
 ON_SLURM = ["cluster=slurm", "cluster.account=lab", "cluster.partition=main", "cluster.pack_hours=0"]
 COUNTED = ("sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel", "sacctmgr")
@@ -64,7 +64,7 @@ class Bench:
             real = shutil.which(name, path=PATH)
             (counted / name).write_text(f'#!/bin/sh\necho "{name} $(date +%s.%N)" >>{self.log}\nexec {real} "$@"\n')
             (counted / name).chmod(0o755)
-        self.environ = self.cluster.environ | {"PATH": f"{counted}:{PATH}", "PYTHONPATH": str(TESTS.parent)}
+        self.environ = self.cluster.environ | {"PATH": f"{counted}:{PATH}", "PYTHONPATH": str(REPOSITORY)}
 
     def calls(self) -> dict[str, int]:
         """How often each program was called since the log was cleared."""
