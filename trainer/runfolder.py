@@ -188,7 +188,11 @@ class RunFolder:
         return config
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Valid metrics rows, by rising step: an attempt that resumed at step s voids earlier rows at or above s."""
+        """Valid metrics rows, by rising step: an attempt that resumed at step s voids earlier rows at or above s.
+
+        A process that lost its lock while it was frozen may write once more when it wakes: rows of an earlier attempt
+        after those of a later one do not count.
+        """
         resumed = {line["attempt"]: line.get("resume_step") for line in self.attempts()}
         kept: list[dict[str, Any]] = []
         attempt: Any = None
@@ -197,6 +201,8 @@ class RunFolder:
             if not isinstance(step, int) or not isinstance(row.get("tokens", 0), int | float):
                 continue
             if row.get("attempt") != attempt:
+                if isinstance(attempt, int) and isinstance(row.get("attempt"), int) and row["attempt"] < attempt:
+                    continue
                 attempt = row.get("attempt")
                 start = resumed.get(attempt)
                 step = min(step, start) if isinstance(start, int) else step
