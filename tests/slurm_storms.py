@@ -37,10 +37,10 @@ VOLATILE = ("time", "attempt", "tokens_per_second")
 class Storm:
     """A sweep under faults: ``strike`` one, ``mend`` the cluster, ``finish`` the sweep as a user would."""
 
-    def __init__(self, cluster: Cluster, root: Path, seed: int, *overrides: str) -> None:
+    def __init__(self, cluster: Cluster, root: Path, seed: int = 0, sweep: tuple[str, ...] = SWEEP) -> None:
         self.cluster, self.fate = cluster, random.Random(seed)
         self.folder = SweepFolder.of(str(root), "smoke")
-        self.overrides = (*SWEEP, f"root={root}", *ON_SLURM, *overrides)
+        self.overrides = (*sweep, f"root={root}", *ON_SLURM)
         self.said: list[str] = []
         """Every fault and every command's answer, with the time: what a failing test prints."""
         self._began = time.monotonic()
@@ -157,12 +157,13 @@ def _signal_one(storm: Storm, number: signal.Signals) -> list[int]:
     if not running:
         return []
     job = storm.fate.choice(running)
-    pids = [pid for pid in storm.cluster.processes(job["node"], job["job"]) if not _is_stepd(pid)]
+    pids = [pid for pid in storm.cluster.processes(job["node"], job["job"]) if not is_stepd(pid)]
     _send(pids, number)
     return pids
 
 
-def _is_stepd(pid: int) -> bool:
+def is_stepd(pid: int) -> bool:
+    """Whether a process is SLURM's own, which a kill -9 of a job does not meet."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().strip() == "slurmstepd"
     return True
@@ -242,11 +243,11 @@ def _two_submits(storm: Storm) -> None:
 
 
 def _leave_pickles(storm: Storm) -> None:
-    """What a life that was killed while it wrote its result leaves behind."""
-    for submitted in storm.folder.path.rglob("*_submitted.pkl"):
-        for stem in {submitted.name.removesuffix("_submitted.pkl")}:
-            (submitted.parent / f"{stem}_result.pkl.save_tmp").write_bytes(b"torn")
-            (submitted.parent / f"{stem}_0_result.pkl.save_tmp").write_bytes(b"torn")
+    """What submitit leaves when it is killed while it writes a result, and results of a life that was not the last."""
+    for job in storm.cluster.jobs() if storm.cluster.pid("slurmctld") else ():
+        for place in storm.folder.jobs.glob("*/submitit"):
+            (place / f"{job}_0_result.pkl.save_tmp").write_bytes(b"torn")
+            (place / f"{job}_0_result.pkl").write_bytes(b"stale")
 
 
 FAULTS: dict[str, Callable[[Storm], None]] = {

@@ -1,0 +1,130 @@
+"""One fault to each run of a sweep: what it ends as, and what the ledger says of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Cluster, until
+from slurm_storms import Storm, interleaved, is_stepd
+
+from trainer.runfolder import RunFolder
+
+pytestmark = pytest.mark.slurm
+UNSPECIFIED = ("data=unspecified", "data.sequence=96", "data.vocabulary=256")
+RUNS = ("sweep=smoke", "sweep.budgets=[1e10]", "sweep.sizes=4", *UNSPECIFIED)
+
+
+def waiting_sweep(slurm: Cluster, root: Path, *overrides: str) -> tuple[Storm, Path]:
+    """A sweep whose runs wait for a file before they answer: as slow as a test wants them, on next to no CPU."""
+    gate, script = root / "gate", root / "waits.sh"
+    answer = f'{sys.executable} -m trainer.examples.law_trainer "$1"'
+    script.write_text(f"while [ ! -e {gate} ]; do sleep 0.2; done; exec {answer}\n")
+    command = f'trainer.command="sh {script} {{folder}}"'
+    return Storm(slurm, root, sweep=(*RUNS, command, *overrides)), gate
+
+
+def runs_by_job(storm: Storm) -> dict[str, RunFolder]:
+    """SLURM's id of each running task -> the run that it trains."""
+    found = {}
+    for run in storm.folder.runs():
+        for attempt in run.attempts():
+            found[attempt["slurm"]] = run
+    return found
+
+
+def test_a_fault_for_everyone(slurm: Cluster, tmp_path: Path) -> None:
+    storm, gate = waiting_sweep(slurm, tmp_path, "sweep.seeds=[0,1]")
+    assert storm.isoflop("submit").returncode == 0
+    until(lambda: len(runs_by_job(storm)) == 8, 120)
+    jobs, runs = slurm.jobs(), runs_by_job(storm)
+    by_node = {node: [task for task in jobs if jobs[task]["node"] == node] for node in ("n1", "n2", "n3", "n4")}
+    assert {len(tasks) for tasks in by_node.values()} == {2}, "two tasks a node"
+    struck: dict[str, str] = {}
+
+    slurm.kill_daemon("slurmdbd")
+    slurm.fail_node("n1")
+    struck |= dict.fromkeys(by_node["n1"], "node failed")
+    frozen = [pid for task in by_node["n2"] for pid in slurm.processes("n2", jobs[task]["job"]) if not is_stepd(pid)]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    slurm.kill_daemon("n2")
+    struck |= dict.fromkeys(by_node["n2"], "node hung")
+    for task, fault in zip(by_node["n3"], ("requeued", "signalled"), strict=True):
+        words = ["scontrol", "requeue"] if fault == "requeued" else ["scancel", "--signal=USR2"]
+        slurm.ask(*words, jobs[task]["job"])
+        struck[task] = fault
+    limited, killed = by_node["n4"]
+    slurm.ask("scontrol", "update", f"jobid={jobs[limited]['job']}", "timelimit=1")
+    struck[limited] = "time limit"
+    for pid in slurm.processes("n4", jobs[killed]["job"]):
+        if not is_stepd(pid):
+            os.kill(pid, signal.SIGKILL)
+    struck[killed] = "killed"
+
+    def taken_up() -> bool:
+        """The killed one needs a user's submit; the others come back by themselves."""
+        storm.isoflop("submit")
+        storm.pause(3)
+        return all(len(runs[task].attempts()) >= 2 for task in struck)
+
+    until(taken_up, 240)
+    for pid in frozen:  # the old lives wake up while the new ones train
+        os.kill(pid, signal.SIGCONT)
+    storm.pause(5)
+    gate.touch()
+    storm.finish(120)
+    for task, fault in struck.items():
+        run, ledger = runs[task], [attempt["why"] for attempt in runs[task].attempts()]
+        storm.note(f"{fault}: {ledger}")
+        assert len((run.path / "points.jsonl").read_text().splitlines()) == 1, storm.report(f"{fault}: {run.run_id}")
+        assert not interleaved(run), storm.report(f"{fault}: {run.run_id}")
+        assert ledger[-1] == "done", storm.report(fault)
+    said = {fault: runs[task].attempts()[0]["why"] for task, fault in struck.items()}
+    assert said["node failed"].startswith("lost"), said
+    assert said["node hung"].startswith("lost"), said
+    assert "SIGTERM" in said["requeued"] or said["requeued"].startswith("lost"), said
+    assert "SIGUSR2" in said["signalled"], said
+    assert "time limit" in said["time limit"], said
+    assert said["killed"].startswith("lost"), said
+    print(*storm.said, sep="\n")
+
+
+def test_a_crash_looks_like_one(slurm: Cluster, tmp_path: Path) -> None:
+    storm, _ = waiting_sweep(slurm, tmp_path, "sweep.sizes=1")
+    broken = """trainer.command='sh -c "echo no such GPU; exit 3"'"""
+    assert storm.isoflop("submit", broken).returncode == 0
+    until(lambda: not slurm.jobs(), 60)
+    until(lambda: "FAILED" in slurm.ask("sacct", "-X", "-n", "-P", "--format=State"), 60)
+    said = storm.isoflop("status", broken)
+    assert said.returncode == 1
+    (point,) = storm.points()
+    assert point["state"] == "failed"
+    assert point["cause"] == "trainer.command left no final record (exit code 3), and said last: no such GPU"
+    storm.isoflop("submit", broken)
+    assert not slurm.jobs(), "a failure is tried again on request only"
+
+
+def test_without_a_controller_nothing_is_half_submitted(slurm: Cluster, tmp_path: Path) -> None:
+    storm, gate = waiting_sweep(slurm, tmp_path, "sweep.sizes=2")
+    gate.touch()
+    slurm.stop_daemon("slurmctld")
+    said = storm.isoflop("submit")
+    assert said.returncode == 1
+    assert len([line for line in said.stderr.splitlines() if line.startswith("isoflop: ")]) == 1
+    slurm.start_daemon("slurmctld")
+    storm.finish(120)
+    assert all(len(run.attempts()) == 1 for run in storm.folder.runs())
+
+
+def test_without_accounting_everything_works(slurm: Cluster, tmp_path: Path) -> None:
+    storm, gate = waiting_sweep(slurm, tmp_path, "sweep.sizes=2")
+    slurm.kill_daemon("slurmdbd")
+    assert storm.isoflop("submit").returncode == 0
+    until(lambda: {point["state"] for point in storm.points()} == {"running"}, 60)
+    gate.touch()
+    until(storm.done, 60)
+    until(lambda: {point["state"] for point in storm.points()} == {"done"}, 60)
