@@ -2,6 +2,7 @@
 
 isoflop status sweep=quickstart watch=true
 isoflop status sweep=quickstart format=json
+isoflop status sweep=quickstart point=c3e11-n3.2k
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import time
 from omegaconf import DictConfig
 
 from sweeps.app import run_verb, typed
+from sweeps.backlog import read_backlog
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
 from sweeps.points import read_plan
-from sweeps.render import live, show_status
+from sweeps.render import live, say, show_status
+from sweeps.render_point import show_point
+from sweeps.slurm import Scheduler
 from sweeps.state import ENDED, PointState, State, inspect, orphans
 from trainer.errors import UserError
 
@@ -40,23 +44,32 @@ def _body(raw: DictConfig) -> int:
     folder = SweepFolder.of(config.root, config.sweep.name)
     plan = read_plan(folder)
 
-    def now() -> list[PointState]:
-        return select(inspect(folder, plan, config.limits.lost_attempts), config.point)
+    scheduler = Scheduler()
 
-    states = now()
+    def now() -> tuple[list[PointState], str | None]:
+        backlog = read_backlog(folder, scheduler)
+        return select(inspect(folder, plan, config.limits.lost_attempts, backlog), config.point), backlog.stale
+
+    states, stale = now()
     if config.watch:
         with live(folder) as show:
             while not all(state.state in ENDED for state in states):
                 show(states)
                 time.sleep(REFRESH_SECONDS)
-                states = now()
-    show_status(folder, states, [run.run_id for run in orphans(folder, plan)], config.format)
+                states, stale = now()
+    if config.point is not None and len(states) == 1:
+        show_point(folder, states[0], config.format)
+    else:
+        show_status(folder, states, [run.run_id for run in orphans(folder, plan)], config.format, stale)
+    if stale is not None:
+        say(f"SLURM does not answer ({stale}): what is queued may have changed, what has run is as shown")
     return 1 if any(state.state is State.failed for state in states) else 0
 
 
 HELP = """isoflop status [sweep=NAME] [point=ID] [watch=true] [format=json]
 
 What has become of every point: done, running, queued, planned, failed with its cause, diverged. Never writes.
+With point= that fits one point: its attempts, the end of its log, and where they lie.
 Exit code 1 if a point failed."""
 
 
