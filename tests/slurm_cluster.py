@@ -173,9 +173,9 @@ class Cluster:
         return self._ask("sacctmgr", "-i", *words)
 
     def jobs(self) -> dict[str, dict[str, str]]:
-        """The queue: job id (``12_3`` in an array) -> state, node, job (the number of its own) and partition."""
-        lines = self._ask("squeue", "--noheader", "--array", "--format=%i|%T|%N|%A|%P|%r").splitlines()
-        fields = ("state", "node", "job", "partition", "reason")
+        """The queue: job id (``12_3`` in an array) -> state, node, job (the number of its own), partition and name."""
+        lines = self._ask("squeue", "--noheader", "--array", "--format=%i|%T|%N|%A|%P|%j").splitlines()
+        fields = ("state", "node", "job", "partition", "name")
         return {key: dict(zip(fields, rest, strict=True)) for key, *rest in (line.split("|") for line in lines)}
 
     def node_states(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from trainer.runfolder import RunFolder
 ISOFLOP = [sys.executable, "-m", "sweeps.cli"]
 SWEEP = (
     "sweep=smoke",
-    "sweep.budgets=[1e11]",
-    "sweep.sizes=4",
+    "sweep.budgets=[8e10]",
+    "sweep.sizes=3",
     "trainer.checkpoint_seconds=0.5",
     "limits.lost_attempts=1000",
 )
-"""Four runs of the project's own trainer, five seconds each."""
+"""Three runs of the project's own trainer, some seconds each."""
 ON_SLURM = ("cluster=slurm", "cluster.partition=scavenge", "cluster.account=lab", "cluster.pack_hours=0")
 """A task per run, where anyone's job of the other partition takes the nodes away."""
 VOLATILE = ("time", "attempt", "tokens_per_second")
@@ -61,12 +61,16 @@ class Storm:
         points: list[dict[str, Any]] = json.loads(self.isoflop("status", "format=json").stdout)["points"]
         return points
 
-    def running(self) -> list[dict[str, str]]:
-        """The sweep's jobs that run, as SLURM sees them; none while it cannot be asked."""
+    def jobs(self) -> dict[str, dict[str, str]]:
+        """The sweep's tasks in the queue; none while SLURM cannot be asked."""
+        known = {path.name for path in self.folder.jobs.glob("*")}
         with suppress(subprocess.SubprocessError):
-            jobs = self.cluster.jobs().values()
-            return [job for job in jobs if job["state"] == "RUNNING" and job["partition"] == "scavenge"]
-        return []
+            return {k: job for k, job in self.cluster.jobs().items() if job["name"].rpartition(".")[2] in known}
+        return {}
+
+    def running(self) -> list[dict[str, str]]:
+        """Those that run."""
+        return [job for job in self.jobs().values() if job["state"] == "RUNNING"]
 
     def training(self) -> bool:
         """Whether some run has logged a row and is not done."""
@@ -104,7 +108,7 @@ class Storm:
             assert time.monotonic() < deadline, self.report("the sweep did not end")
             self.isoflop("submit")
             self.pause(4)
-        while self.cluster.jobs():
+        while self.jobs():
             assert time.monotonic() < deadline + 60, self.report("jobs are left")
             self.pause(1)
 
@@ -149,7 +153,7 @@ def _kill_job(storm: Storm) -> None:
 def _freeze_job(storm: Storm) -> None:
     """A node that hangs and comes back: the heartbeat stops meanwhile."""
     pids = _signal_one(storm, signal.SIGSTOP)
-    storm.later(20, "freeze_job", lambda: _send(pids, signal.SIGCONT))
+    storm.later(20, "freeze_job", lambda: send(pids, signal.SIGCONT))
 
 
 def _signal_one(storm: Storm, number: signal.Signals) -> list[int]:
@@ -157,19 +161,24 @@ def _signal_one(storm: Storm, number: signal.Signals) -> list[int]:
     if not running:
         return []
     job = storm.fate.choice(running)
-    pids = [pid for pid in storm.cluster.processes(job["node"], job["job"]) if not is_stepd(pid)]
-    _send(pids, number)
+    pids = job_processes(storm.cluster, job)
+    send(pids, number)
     return pids
 
 
-def is_stepd(pid: int) -> bool:
-    """Whether a process is SLURM's own, which a kill -9 of a job does not meet."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip() == "slurmstepd"
-    return True
+def job_processes(cluster: Cluster, job: dict[str, str]) -> list[int]:
+    """A task's processes without SLURM's own, which a kill -9 of a job does not meet."""
+
+    def is_own(pid: int) -> bool:
+        with suppress(OSError):
+            return Path(f"/proc/{pid}/comm").read_text().strip() != "slurmstepd"
+        return False
+
+    return [pid for pid in cluster.processes(job["node"], job["job"]) if is_own(pid)]
 
 
-def _send(pids: list[int], number: signal.Signals) -> None:
+def send(pids: Iterable[int], number: signal.Signals) -> None:
+    """Signal processes; those that have just ended are passed over."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)

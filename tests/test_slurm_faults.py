@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Cluster, until
-from slurm_storms import Storm, interleaved, is_stepd
+from slurm_cluster import NODES, Cluster, until
+from slurm_storms import Storm, interleaved, job_processes, send
 
 from trainer.runfolder import RunFolder
 
@@ -20,6 +19,7 @@ RUNS = ("sweep=smoke", "sweep.budgets=[1e10]", "sweep.sizes=4", *UNSPECIFIED)
 
 def waiting_sweep(slurm: Cluster, root: Path, *overrides: str) -> tuple[Storm, Path]:
     """A sweep whose runs wait for a file before they answer: as slow as a test wants them, on next to no CPU."""
+    root.mkdir(exist_ok=True)
     gate, script = root / "gate", root / "waits.sh"
     answer = f'{sys.executable} -m trainer.examples.law_trainer "$1"'
     script.write_text(f"while [ ! -e {gate} ]; do sleep 0.2; done; exec {answer}\n")
@@ -39,30 +39,29 @@ def runs_by_job(storm: Storm) -> dict[str, RunFolder]:
 def test_a_fault_for_everyone(slurm: Cluster, tmp_path: Path) -> None:
     storm, gate = waiting_sweep(slurm, tmp_path, "sweep.seeds=[0,1]")
     assert storm.isoflop("submit").returncode == 0
+    short, short_gate = waiting_sweep(slurm, tmp_path / "short", "sweep.sizes=1", f"cluster.max_hours={1 / 60}")
+    assert short.isoflop("submit").returncode == 0
     until(lambda: len(runs_by_job(storm)) == 8, 120)
     jobs, runs = slurm.jobs(), runs_by_job(storm)
-    by_node = {node: [task for task in jobs if jobs[task]["node"] == node] for node in ("n1", "n2", "n3", "n4")}
+    by_node = {node: [task for task in runs if jobs[task]["node"] == node] for node in NODES}
     assert {len(tasks) for tasks in by_node.values()} == {2}, "two tasks a node"
     struck: dict[str, str] = {}
 
     slurm.kill_daemon("slurmdbd")
     slurm.fail_node("n1")
     struck |= dict.fromkeys(by_node["n1"], "node failed")
-    frozen = [pid for task in by_node["n2"] for pid in slurm.processes("n2", jobs[task]["job"]) if not is_stepd(pid)]
-    for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
+    frozen = [pid for task in by_node["n2"] for pid in job_processes(slurm, jobs[task])]
+    send(frozen, signal.SIGSTOP)
     slurm.kill_daemon("n2")
     struck |= dict.fromkeys(by_node["n2"], "node hung")
     for task, fault in zip(by_node["n3"], ("requeued", "signalled"), strict=True):
         words = ["scontrol", "requeue"] if fault == "requeued" else ["scancel", "--signal=USR2"]
         slurm.ask(*words, jobs[task]["job"])
         struck[task] = fault
-    limited, killed = by_node["n4"]
-    slurm.ask("scontrol", "update", f"jobid={jobs[limited]['job']}", "timelimit=1")
-    struck[limited] = "time limit"
-    for pid in slurm.processes("n4", jobs[killed]["job"]):
-        if not is_stepd(pid):
-            os.kill(pid, signal.SIGKILL)
+    terminated, killed = by_node["n4"]
+    slurm.ask("scancel", "--signal=TERM", jobs[terminated]["job"])
+    struck[terminated] = "told to end"
+    send(job_processes(slurm, jobs[killed]), signal.SIGKILL)
     struck[killed] = "killed"
 
     def taken_up() -> bool:
@@ -72,8 +71,7 @@ def test_a_fault_for_everyone(slurm: Cluster, tmp_path: Path) -> None:
         return all(len(runs[task].attempts()) >= 2 for task in struck)
 
     until(taken_up, 240)
-    for pid in frozen:  # the old lives wake up while the new ones train
-        os.kill(pid, signal.SIGCONT)
+    send(frozen, signal.SIGCONT)  # the old lives wake up while the new ones train
     storm.pause(5)
     gate.touch()
     storm.finish(120)
@@ -88,8 +86,13 @@ def test_a_fault_for_everyone(slurm: Cluster, tmp_path: Path) -> None:
     assert said["node hung"].startswith("lost"), said
     assert "SIGTERM" in said["requeued"] or said["requeued"].startswith("lost"), said
     assert "SIGUSR2" in said["signalled"], said
-    assert "time limit" in said["time limit"], said
+    assert "SIGTERM" in said["told to end"], said
     assert said["killed"].startswith("lost"), said
+    (limited,) = short.folder.runs()
+    until(lambda: len(limited.attempts()) >= 2, 120)
+    short_gate.touch()
+    short.finish(120)
+    assert [attempt["why"] for attempt in limited.attempts()] == ["stopped: the time limit is near", "done"]
     print(*storm.said, sep="\n")
 
 
