@@ -131,3 +131,22 @@ def test_without_accounting_everything_works(slurm: Cluster, tmp_path: Path) -> 
     gate.touch()
     until(storm.done, 60)
     until(lambda: {point["state"] for point in storm.points()} == {"done"}, 60)
+
+
+def test_out_of_memory_is_told_and_tried_again_on_request(slurm: Cluster, tmp_path: Path) -> None:
+    greedy = tmp_path / "greedy.sh"
+    eats = "import time; eaten = b\"x\" * (3 << 29); time.sleep(60)"
+    greedy.write_text(
+        f"[ -e {tmp_path}/room ] || exec {sys.executable} -c '{eats}'\n"
+        f'exec {sys.executable} -m trainer.examples.law_trainer "$1"\n'
+    )
+    command = f'trainer.command="sh {greedy} {{folder}}"'
+    storm = Storm(slurm, tmp_path, sweep=(*RUNS, "sweep.sizes=1", command, "cluster.memory_gb=1"))
+    assert storm.isoflop("submit").returncode == 0
+    until(lambda: storm.points()[0]["state"] == "failed", 90)
+    assert "memory" in storm.points()[0]["cause"].lower()
+    (tmp_path / "room").touch()
+    storm.isoflop("submit", "retry=timeout")
+    assert not storm.jobs()
+    storm.isoflop("submit", "retry=oom")
+    until(storm.done, 60)

@@ -13,7 +13,7 @@ import pytest
 from fake_slurm import Fake
 from sweep_runs import Command, smoke, states
 
-from sweeps.jobs import open_jobs, read_job, write_job
+from sweeps.jobs import open_jobs, queue_name, read_job, write_job
 from sweeps.paths import SweepFolder
 from trainer.runfolder import RunFolder
 
@@ -200,7 +200,8 @@ def test_a_limit_that_killed_a_run_is_a_failure_with_its_cause(
         fake.task("100_0", verdict, node="n3")
     else:
         fake.task("100_0", "")
-        fake.change(sacct=[f"100_0|{verdict}|n3|None"])
+        (path,) = open_jobs(folder)
+        fake.change(sacct=["100_0|another job|COMPLETED|n1|None", f"100_0|{queue_name(path)}|{verdict}|n3|None"])
     found = shown(isoflop, folder)
     assert found[first] == ("failed", f"{cause}: SLURM ended 100_0 as {verdict} on n3")
     assert {found[other][0] for other in others} == {"queued"}
