@@ -9,6 +9,7 @@ find its own checkpoints in the folder when it is started again; on SIGTERM it s
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shlex
@@ -31,6 +32,8 @@ GRACE_SECONDS = 30.0
 """How long the program may take to stop."""
 SIGNAL_SECONDS = 2.5
 """A scheduler that ends a job signals the program and the worker in any order, and not at the same moment."""
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
 ALONE = {"SLURM_NTASKS": "1", "SLURM_NPROCS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 """What a program on one device should see: some would take the workers beside theirs for their own ranks."""
 
@@ -71,6 +74,7 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
                 stderr=subprocess.STDOUT,
                 env=_environment() | {"ISOFLOP_ATTEMPT": str(attempt)},
                 start_new_session=True,
+                preexec_fn=_end_with_worker,
             )
         try:
             write_json(_owner_path(folder), _owner(process))
@@ -108,6 +112,12 @@ def _environment() -> dict[str, str]:
     """The worker's, without what protects the worker alone."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     return inherited | (ALONE if "SLURM_PROCID" in inherited and RANKS not in inherited else {})
+
+
+def _end_with_worker() -> None:
+    """In the child: be killed with the worker, however it dies; whoever takes the run up may be on another machine."""
+    with suppress(AttributeError):  # only Linux has it
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _owner(process: subprocess.Popen[bytes]) -> dict[str, Any]:

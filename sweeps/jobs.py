@@ -48,6 +48,8 @@ class Job:
     born: str | None = None
     resources: Mapping[str, Any] = field(default_factory=dict)
     """slurm: what each task has (:class:`sweeps.resources.Resources`)."""
+    warning_seconds: int = 0
+    """slurm: how long before its time limit a task is warned."""
     throttle: int = 0
     """slurm: tasks at once."""
     job_id: str | None = None

@@ -27,8 +27,8 @@ KILL_SECONDS = 60.0
 """How long SLURM may take from SIGTERM to the kill; whoever still lives then goes on."""
 RETRY_SECONDS = 15.0
 """Between attempts to reach a SLURM that does not answer."""
-NEAR_END = 0.8
-"""Share of the time limit after which SIGUSR2 means the limit, not a preemption."""
+SIGNAL_GRAIN = 60.0
+"""How early SLURM may warn of the time limit."""
 
 
 def live(path: Path, signals: list[int]) -> int:
@@ -55,14 +55,14 @@ def live(path: Path, signals: list[int]) -> int:
     if nodes * devices > 1:
         os.environ[RANKS] = f"{nodes} {devices} {job.resources['cpus'] // devices}"
     worker = Worker(path.parent.parent, job.tasks[index], f"{path.name}/{index}", job.lost_attempts, facts)
-    limit = 60 * job.resources["minutes"]
+    warned_of_limit = began + 60 * job.resources["minutes"] - job.warning_seconds - SIGNAL_GRAIN
 
     def should_stop() -> str | None:
         if not signals:
             return None
         if signal.SIGUSR2 in signals:
-            late = time.monotonic() - began > NEAR_END * limit
-            return "the time limit is near" if late else "SIGUSR2: preempted, or asked to make room"
+            near = time.monotonic() > warned_of_limit
+            return "the time limit is near" if near else "SIGUSR2: preempted, or asked to make room"
         return "SIGTERM: preempted, requeued, cancelled or told to"
 
     while True:
@@ -75,7 +75,7 @@ def live(path: Path, signals: list[int]) -> int:
             return 1 if failed else 0
         if signal.SIGUSR2 in signals:
             if rank == 0 and worker.unfinished():
-                _requeue(worker)
+                _requeue(worker, signals)
             return 1 if failed else 0
         signals.clear()
         deadline = time.monotonic() + KILL_SECONDS
@@ -83,15 +83,17 @@ def live(path: Path, signals: list[int]) -> int:
             time.sleep(0.5)
 
 
-def _requeue(worker: Worker) -> None:
-    """Put this task back into the queue, once nobody trains, and wait to be killed for it."""
+def _requeue(worker: Worker, signals: list[int]) -> None:
+    """Put this task back into the queue, once nobody trains, and wait to be ended for it."""
     deadline = time.monotonic() + REQUEUE_SECONDS
     while worker.held() and time.monotonic() < deadline:
         time.sleep(0.2)
     task = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    while True:  # until the kill that comes with the requeue, or with the time limit
+    while signal.SIGTERM not in signals:  # it comes with the requeue, or with the time limit
         try:
             slurm.requeue(task)
         except (slurm.Refused, slurm.Silent) as error:
             sys.stderr.write(f"isoflop: {task} cannot be requeued yet: {error}\n")
-        time.sleep(RETRY_SECONDS)
+        deadline = time.monotonic() + RETRY_SECONDS
+        while signal.SIGTERM not in signals and time.monotonic() < deadline:
+            time.sleep(0.1)

@@ -56,6 +56,7 @@ def submit_arrays(
             host=socket.gethostname(),
             submitted=time.time(),
             resources=asdict(array.resources),
+            warning_seconds=warning_seconds(config, array),
             throttle=array.throttle,
             code=code.name,
         )
@@ -111,6 +112,11 @@ def script(config: Config, path: Path, array: Array, code: Path, dependency: str
     return str(executor._make_submission_file_text(" ".join(filter(None, words)), path.name))
 
 
+def warning_seconds(config: Config, array: Array) -> int:
+    """How long before its time limit a task is warned: half of a short one."""
+    return min(config.cluster.signal_seconds, array.resources.minutes * 30)
+
+
 def _asked(config: Config, array: Array) -> dict[str, Any]:
     """sbatch's options, as far as they follow from the plan and ``cluster/``."""
     need, cluster = array.resources, config.cluster
@@ -125,7 +131,7 @@ def _asked(config: Config, array: Array) -> dict[str, Any]:
         "cpus_per_task": need.cpus // workers,
         "mem": None if need.memory_gb is None else f"{need.memory_gb}G",
         "gpus_per_node": gpus,
-        "signal_delay_s": min(cluster.signal_seconds, need.minutes * 30),
+        "signal_delay_s": warning_seconds(config, array),
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
@@ -145,5 +151,5 @@ def _setup(config: Config, code: Path) -> list[str]:
         f"export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} PYTHONHASHSEED=0",
         # PYTHONSAFEPATH: a random.py or trainer.py in the submitting folder must not shadow a module.
         f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
-        "trap '' USR2",  # for the workers; the script must live to see them end
+        "trap : USR2 TERM",  # for the workers; the script must live to see them end (and srun must not inherit '')
     ]

@@ -177,8 +177,7 @@ def task_number(task: str) -> int:
 
 
 def _accounts(jobs: Mapping[str, str]) -> dict[tuple[str, int], Seen]:
-    names = {number: name for name, number in jobs.items()}
-    command = ["sacct", "-X", "-n", "-P", "--format=JobID,State,NodeList,Reason", "-j", ",".join(names)]
+    command = ["sacct", "-X", "-n", "-P", "--format=JobID,JobName,State,NodeList,Reason", "-j", ",".join(jobs.values())]
     try:
         said = ask(*command)
     except (Refused, Silent):
@@ -186,10 +185,10 @@ def _accounts(jobs: Mapping[str, str]) -> dict[tuple[str, int], Seen]:
     found = {}
     for line in said.splitlines():
         parts = line.split("|")
-        name = names.get(parts[0].partition("_")[0])
-        if len(parts) == 4 and name is not None and task_number(parts[0]) >= 0:
-            state = parts[1].split(" ")[0]  # "CANCELLED by 1000"
-            found[(name, task_number(parts[0]))] = Seen(parts[0], state, parts[3], parts[2])
+        # by name: a controller that lost its state gives an id out again
+        if len(parts) == 5 and parts[1] in jobs and task_number(parts[0]) >= 0:
+            state = parts[2].split(" ")[0]  # "CANCELLED by 1000"
+            found[(parts[1], task_number(parts[0]))] = Seen(parts[0], state, parts[4], parts[3])
     return found
 
 

@@ -17,12 +17,14 @@ from sweeps.config import Config
 from sweeps.paths import SweepFolder
 from sweeps.points import read_plan
 from sweeps.render import live, say, show_status
-from sweeps.render_point import show_point
+from sweeps.render_point import find_log, show_point
 from sweeps.slurm import Scheduler
 from sweeps.state import ENDED, PointState, State, inspect, orphans
 from trainer.errors import UserError
 
 REFRESH_SECONDS = 2.0
+LOGS = 5
+"""Failed points whose log is named."""
 
 
 def select(states: list[PointState], point: str | None) -> list[PointState]:
@@ -61,6 +63,8 @@ def _body(raw: DictConfig) -> int:
         show_point(folder, states[0], config.format)
     else:
         show_status(folder, states, [run.run_id for run in orphans(folder, plan)], config.format, stale)
+        for state in [state for state in states if state.state is State.failed][:LOGS]:
+            say(f"{state.point_id} failed, log: {find_log(folder, folder.run(state.run_id))}")
     if stale is not None:
         say(f"SLURM does not answer ({stale}): what is queued may have changed, what has run is as shown")
     return 1 if any(state.state is State.failed for state in states) else 0
