@@ -5,12 +5,13 @@ The run folders stay the truth of what was trained; this only explains absence.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sweeps.jobs import SLURM, Job, Task, look, mark_ended, open_jobs, queue_name, tasks, write_job
+from sweeps.jobs import SLURM, Job, Task, log_path, look, mark_ended, open_jobs, queue_name, tasks, write_job
 from sweeps.paths import SweepFolder
 from sweeps.slurm import Scheduler, Seen
 from trainer.lock import Lock
@@ -19,6 +20,8 @@ from trainer.runfolder import OOM, TIMEOUT
 VERDICTS = {"OUT_OF_MEMORY": OOM, "TIMEOUT": TIMEOUT}
 """What SLURM says of a task whose run vanished, where that is a failure of the run."""
 TAKEN_BACK = ("CANCELLED",)
+OUT_OF_MEMORY = re.compile(rb"oom.kill event|exceeded (job )?memory limit", re.IGNORECASE)
+TAIL_BYTES = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +119,7 @@ def _why(seen: Seen | None) -> str | None:
 
 
 def _ends(folder: SweepFolder, jobs: Mapping[Path, Job], dead: Sequence[Task], scheduler: Scheduler) -> dict[str, End]:
-    """How dead tasks with unfinished runs ended: as the queue remembers it, else as accounting does."""
+    """How dead tasks with unfinished runs ended: as the queue remembers it, else accounting, else their logs."""
     unfinished = {
         (task.job, task.index): [run for run in task.runs if not (folder.run(run).path / "points.jsonl").exists()]
         for task in dead
@@ -129,8 +132,21 @@ def _ends(folder: SweepFolder, jobs: Mapping[Path, Job], dead: Sequence[Task], s
     accounts = scheduler.ends(forgotten) if forgotten else {}
     found = {}
     for task in dead:
+        runs = unfinished[task.job, task.index]
         seen = task.seen or accounts.get((queue_name(task.job), task.index))
+        if runs and (seen is None or seen.state == "FAILED") and _log_tells_memory(task):
+            number = seen.id if seen is not None else f"{jobs[task.job].job_id}_{task.index}"
+            seen = Seen(number, "OUT_OF_MEMORY", node=seen.node if seen is not None else "")
         if seen is not None:
-            end = End(task=f"{task.job.name}/{task.index}", seen=seen)
-            found.update(dict.fromkeys(unfinished[task.job, task.index], end))
+            found.update(dict.fromkeys(runs, End(task=f"{task.job.name}/{task.index}", seen=seen)))
     return found
+
+
+def _log_tells_memory(task: Task) -> bool:
+    """Whether SLURM's last words in a task's log are that it took too much memory: not every site says so elsewhere."""
+    log = log_path(task.job, task.index)
+    if log is None:
+        return False
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        return OUT_OF_MEMORY.search(file.read()) is not None

@@ -216,6 +216,30 @@ def test_a_limit_that_killed_a_run_is_a_failure_with_its_cause(
     assert {state for state, _ in shown(isoflop, folder).values()} == {"queued"}
 
 
+@pytest.mark.parametrize("forgotten", [False, True])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "slurmstepd-n1: error: StepId=1.0 exceeded memory limit (2048 > 1024), being killed",
+        "slurmstepd: error: Detected 1 oom_kill event in StepId=100.batch.",
+    ],
+)
+def test_memory_that_only_the_log_speaks_of(
+    isoflop: Command, folder: SweepFolder, fake: Fake, words: str, forgotten: bool
+) -> None:
+    first, second, *_ = submit(isoflop, folder)["submitted"]
+    run = start_and_vanish(folder, first, "0")
+    ((path, _),) = open_jobs(folder).items()
+    (path / "submitit" / "100_0_0_log.out").write_text(f"training\n{words}\nsrun: error: n1: task 0: Killed\n")
+    (path / "submitit" / "100_1_0_log.out").write_text("training\n")
+    for task in ("100_0", "100_1"):
+        fake.task(task, "" if forgotten else "FAILED")
+    assert shown(isoflop, folder)[first][0] == "failed"
+    assert shown(isoflop, folder)[second] == ("planned", None)
+    assert submit(isoflop, folder)["submitted"] == [second]
+    assert run.attempts()[-1]["why"].startswith("OOM: SLURM ended 100_0 as OUT_OF_MEMORY")
+
+
 def test_a_lost_node_is_no_failure(isoflop: Command, folder: SweepFolder, fake: Fake) -> None:
     first, *_ = submit(isoflop, folder)["submitted"]
     run = start_and_vanish(folder, first, "0")
