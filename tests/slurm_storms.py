@@ -118,8 +118,9 @@ class Storm:
         return bool(runs) and all(run.points() for run in runs)
 
     def note(self, text: str) -> None:
-        """Remember what happened, and when."""
+        """Remember what happened, and when; pytest shows it where a test fails."""
         self.said.append(f"{time.monotonic() - self._began:6.1f} s  {text}")
+        print(self.said[-1])
 
     def report(self, headline: str) -> str:
         """Everything one wants to know about a storm that ended badly."""

@@ -39,9 +39,10 @@ def runs_by_job(storm: Storm) -> dict[str, RunFolder]:
 def test_a_fault_for_everyone(slurm: Cluster, tmp_path: Path) -> None:
     storm, gate = waiting_sweep(slurm, tmp_path, "sweep.seeds=[0,1]")
     assert storm.isoflop("submit").returncode == 0
-    short, short_gate = waiting_sweep(slurm, tmp_path / "short", "sweep.sizes=1", f"cluster.max_hours={1 / 60}")
-    assert short.isoflop("submit").returncode == 0
     until(lambda: len(runs_by_job(storm)) == 8, 120)
+    minute = (f"cluster.max_hours={1 / 60}", "cluster.sbatch.nodelist=n4")
+    short, short_gate = waiting_sweep(slurm, tmp_path / "short", "sweep.sizes=1", *minute)
+    assert short.isoflop("submit").returncode == 0
     jobs, runs = slurm.jobs(), runs_by_job(storm)
     by_node = {node: [task for task in runs if jobs[task]["node"] == node] for node in NODES}
     assert {len(tasks) for tasks in by_node.values()} == {2}, "two tasks a node"
@@ -92,8 +93,8 @@ def test_a_fault_for_everyone(slurm: Cluster, tmp_path: Path) -> None:
     until(lambda: len(limited.attempts()) >= 2, 120)
     short_gate.touch()
     short.finish(120)
-    assert [attempt["why"] for attempt in limited.attempts()] == ["stopped: the time limit is near", "done"]
-    print(*storm.said, sep="\n")
+    *earlier, last = [attempt["why"] for attempt in limited.attempts()]
+    assert (set(earlier), last) == ({"stopped: the time limit is near"}, "done")
 
 
 def test_a_crash_looks_like_one(slurm: Cluster, tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_without_accounting_everything_works(slurm: Cluster, tmp_path: Path) -> 
 
 def test_out_of_memory_is_told_and_tried_again_on_request(slurm: Cluster, tmp_path: Path) -> None:
     greedy = tmp_path / "greedy.sh"
-    eats = "import time; eaten = b\"x\" * (3 << 29); time.sleep(60)"
+    eats = 'import time; eaten = b"x" * (3 << 29); time.sleep(60)'
     greedy.write_text(
         f"[ -e {tmp_path}/room ] || exec {sys.executable} -c '{eats}'\n"
         f'exec {sys.executable} -m trainer.examples.law_trainer "$1"\n'
