@@ -18,6 +18,7 @@ from typing import Any
 from slurm_cluster import DAEMONS, NODES, Cluster
 
 from sweeps.paths import SweepFolder
+from trainer.lock import STALE_SECONDS
 from trainer.runfolder import RunFolder
 
 ISOFLOP = [sys.executable, "-m", "sweeps.cli"]
@@ -92,24 +93,21 @@ class Storm:
                 due[2]()
             time.sleep(0.1)
 
-    def later(self, seconds: float, what: str, repair: Callable[[], None]) -> None:
+    def later(self, seconds: float, what: str, repair: Callable[[], None], least: float = 0) -> None:
         """Mend something after a while."""
-        self._repairs.append((time.monotonic() + self.fate.uniform(0, seconds), what, repair))
+        self._repairs.append((time.monotonic() + self.fate.uniform(least, seconds), what, repair))
 
     def finish(self, seconds: float) -> None:
-        """Mend the cluster, then submit until every point is done and the queue is empty."""
-        for _, _, repair in self._repairs:
-            repair()
-        self._repairs.clear()
-        for name in DAEMONS:
-            self.cluster.start_daemon(name)
+        """Submit until every point is done, everything is mended, and the queue is empty."""
         deadline = time.monotonic() + seconds
-        while not self.done():
+        while not self.done() or self._repairs:
             assert time.monotonic() < deadline, self.report("the sweep did not end")
             self.isoflop("submit")
             self.pause(4)
+        for name in DAEMONS:
+            self.cluster.start_daemon(name)
         while self.jobs():
-            assert time.monotonic() < deadline + 60, self.report("jobs are left")
+            assert time.monotonic() < deadline, self.report("jobs are left")
             self.pause(1)
 
     def done(self) -> bool:
@@ -223,6 +221,20 @@ def _lose_slurmd(storm: Storm) -> None:
     storm.later(40, node, lambda: storm.cluster.start_daemon(node))
 
 
+def _hang_node(storm: Storm) -> None:
+    """A node that stands still until others have taken its runs, and then goes on as if nothing had been."""
+    node = _busy_node(storm)
+    held = [pid for job in storm.running() if job["node"] == node for pid in job_processes(storm.cluster, job)]
+    send(held, signal.SIGSTOP)
+    storm.cluster.kill_daemon(node)
+
+    def wake() -> None:
+        send(held, signal.SIGCONT)
+        storm.cluster.start_daemon(node)
+
+    storm.later(STALE_SECONDS + 15, node, wake, least=STALE_SECONDS + 5)
+
+
 def _busy_node(storm: Storm) -> str:
     return storm.fate.choice([job["node"] for job in storm.running()] or list(NODES))
 
@@ -270,6 +282,7 @@ FAULTS: dict[str, Callable[[Storm], None]] = {
     "preempt": _preempt,
     "fail_node": _fail_node,
     "lose_slurmd": _lose_slurmd,
+    "hang_node": _hang_node,
     "kill_slurmctld": _kill_daemon("slurmctld", 5),
     "kill_slurmdbd": _kill_daemon("slurmdbd", 20),
     "kill_mariadbd": _kill_daemon("mariadbd", 20),

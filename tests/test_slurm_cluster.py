@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,14 @@ def test_clear_mends_everything(slurm: Cluster, tmp_path: Path) -> None:
     assert slurm.jobs() == {}
     assert not [pid for node in NODES for pid in slurm.processes(node)]
     assert slurm.ready()
+
+
+@pytest.mark.parametrize(("options", "code"), [((), 0), (("--require-slurm",), 1)])
+def test_where_slurm_is_not_installed(options: tuple[str, ...], code: int) -> None:
+    """Skipped with the way to install it; a failure where the tests are not to be skipped."""
+    command = [sys.executable, "-m", "pytest", __file__, "-k", "mends", *options]
+    bare = {"PATH": "/nonexistent", "PYTHONPATH": str(Path(__file__).parents[1])}
+    said = subprocess.run(command, env=bare, capture_output=True, text=True, timeout=120, check=False)
+    assert said.returncode == code
+    assert "sbatch" in said.stdout
+    assert "apt-get install --no-install-recommends slurm-wlm slurmdbd munge mariadb-server" in said.stdout

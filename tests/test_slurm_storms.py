@@ -39,7 +39,7 @@ def test_a_storm(slurm: Cluster, calm: SweepFolder, tmp_path: Path, seed: int) -
         storm.pause(storm.fate.uniform(0.2, 4))
         if storm.done():
             break
-    storm.finish(300)
+    storm.finish(400)
     assert [run.run_id for run in storm.folder.runs()] == [run.run_id for run in calm.runs()]
     for disturbed, undisturbed in zip(storm.folder.runs(), calm.runs(), strict=True):
         assert measured(disturbed) == measured(undisturbed), storm.report(disturbed.run_id)

@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fake_slurm import Fake
 from sweep_runs import Command, smoke, states
 
+from sweeps import life, run, slurm
 from sweeps.jobs import open_jobs, queue_name, read_job, write_job
 from sweeps.paths import SweepFolder
 from trainer.runfolder import RunFolder
@@ -314,6 +316,42 @@ def test_a_ceiling_throttles_and_queues(isoflop: Command, folder: SweepFolder, f
     assert "--array=0-3%2" in fake.scripts()[0]
     submit(isoflop, folder, "cluster.max_gpus=2", "sweep.budgets=[1e10,2e10]")
     assert "#SBATCH --dependency=afterany:100\n" in fake.scripts()[1], "two of ours may run already"
+
+
+def test_run_replaces_tasks_that_vanish_and_fits(
+    isoflop: Command, folder: SweepFolder, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fates = iter(["vanish", "work"])
+
+    def time_passes(seconds: float) -> None:
+        fate = next(fates)
+        monkeypatch.setattr(slurm, "POLL_SECONDS", 0)
+        job = list(open_jobs(folder))[-1]
+        for number in list(fake.all_tasks()):
+            fake.task(number, "FAILED" if fate == "vanish" else "COMPLETED")
+            if fate == "work" and number.startswith("101"):
+                monkeypatch.setenv("SLURM_ARRAY_TASK_ID", number.partition("_")[2])
+                assert life.live(job, []) == 0
+
+    monkeypatch.setattr(run, "time", SimpleNamespace(sleep=time_passes))
+    said = isoflop("run", *smoke(folder, *ON_SLURM))
+    assert said.code == 0, said.err
+    assert len(fake.calls("sbatch")) == 2
+    assert "Exponents" in said.out or (folder.fit / "fit.json").exists()
+
+
+def test_ctrl_c_in_run_leaves_the_jobs_alone(
+    isoflop: Command, folder: SweepFolder, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "time", SimpleNamespace(sleep=interrupt))
+    said = isoflop("run", *smoke(folder, *ON_SLURM))
+    assert said.code == 130
+    assert "SLURM's jobs go on (`isoflop cancel " in said.sentence
+    assert not fake.calls("scancel")
+    assert len(fake.all_tasks()) == 4
 
 
 def test_jobs_import_what_was_submitted(isoflop: Command, folder: SweepFolder, fake: Fake) -> None:

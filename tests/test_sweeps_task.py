@@ -194,6 +194,18 @@ def test_a_program_beside_others_sees_itself_alone(
     assert {(run.path / "trainer.log").read_text() for run in folder.runs()} == {f"tasks={ALONE['SLURM_NTASKS']}\n"}
 
 
+def test_a_run_on_many_devices_gets_its_ranks_and_counts_them_all(
+    isoflop: Command, folder: SweepFolder, submitted: Submit
+) -> None:
+    wide = ["device.memory_gb=0.0015", "cluster.devices_per_node=8", "sweep.sizes=1"]
+    path = submitted(*wide, "trainer.command='sh -c \"sleep 1; exit 1\"'")
+    assert life.live(path, []) == 1
+    (run,) = folder.runs()
+    (asked,) = submitted.fake.calls("srun")  # type: ignore[attr-defined]
+    assert "--ntasks=2" in asked and asked.endswith("-m sweeps.ranks sh -c sleep 1; exit 1")
+    assert run.attempts()[0]["devices"] == 2
+
+
 def test_ranks() -> None:
     assert spread(["train"], {}) == ["train"]
     command = spread(["train", "x"], {RANKS: "2 8 12"})
