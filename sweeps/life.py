@@ -53,6 +53,7 @@ def live(path: Path, signals: list[int]) -> int:
         sys.stderr.write(f"isoflop: the environment is not that of the submission: {', '.join(differences)}\n")
     nodes, devices = job.resources["nodes"], job.resources["devices"]
     if nodes * devices > 1:
+        facts["devices"] = nodes * devices
         os.environ[RANKS] = f"{nodes} {devices} {job.resources['cpus'] // devices}"
     worker = Worker(path.parent.parent, job.tasks[index], f"{path.name}/{index}", job.lost_attempts, facts)
     warned_of_limit = began + 60 * job.resources["minutes"] - job.warning_seconds - SIGNAL_GRAIN

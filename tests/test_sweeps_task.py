@@ -197,13 +197,15 @@ def test_a_program_beside_others_sees_itself_alone(
 def test_a_run_on_many_devices_gets_its_ranks_and_counts_them_all(
     isoflop: Command, folder: SweepFolder, submitted: Submit
 ) -> None:
-    wide = ["device.memory_gb=0.0015", "cluster.devices_per_node=8", "sweep.sizes=1"]
+    wide = ["device.memory_gb=0.0005", "cluster.devices_per_node=8", "sweep.sizes=1"]
     path = submitted(*wide, "trainer.command='sh -c \"sleep 1; exit 1\"'")
     assert life.live(path, []) == 1
     (run,) = folder.runs()
     (asked,) = submitted.fake.calls("srun")  # type: ignore[attr-defined]
-    assert "--ntasks=2" in asked and asked.endswith("-m sweeps.ranks sh -c sleep 1; exit 1")
-    assert run.attempts()[0]["devices"] == 2
+    devices = json.loads(folder.plan_path.read_text())["points"][0]["devices"]
+    assert devices > 1
+    assert f"--ntasks={devices}" in asked and asked.endswith("-m sweeps.ranks sh -c sleep 1; exit 1")
+    assert run.attempts()[0]["devices"] == devices
 
 
 def test_ranks() -> None:
