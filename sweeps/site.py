@@ -7,10 +7,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from sweeps import slurm
 from sweeps.config import ClusterConfig, Config
+from sweeps.partitions import Partition, max_array_size, partitions
 from sweeps.resources import Array, Site
-from sweeps.slurm import Partition, Refused, Silent
+from sweeps.slurm import Refused, Silent
 from trainer.config import DeviceKind
 from trainer.errors import MachineFault, UserError
 
@@ -51,7 +51,7 @@ def find_site(config: Config, root: Path) -> Site:
             "module first, or choose cluster=local."
         )
     try:
-        known, most = slurm.partitions(), slurm.max_array_size()
+        known, most = partitions(), max_array_size()
     except (Refused, Silent) as error:
         raise MachineFault(f"SLURM does not answer ({error}); nothing was submitted, try again.") from None
     chosen = _chosen(cluster, known)
