@@ -23,7 +23,8 @@ def spread(command: Sequence[str], environ: Mapping[str, str]) -> list[str]:
     nodes, devices, cpus = map(int, environ[RANKS].split())
     return [
         *("srun", "--overlap", "--kill-on-bad-exit=1", "--label"),
-        *(f"--nodes={nodes}", f"--ntasks={nodes * devices}", f"--ntasks-per-node={devices}"),
+        # block: neighbouring ranks share a node, as torch.distributed programs take for granted
+        *(f"--nodes={nodes}", f"--ntasks={nodes * devices}", f"--ntasks-per-node={devices}", "--distribution=block"),
         *(f"--cpus-per-task={cpus}", "--export=ALL"),
         *(sys.executable, "-m", "sweeps.ranks", *command),
     ]

@@ -96,9 +96,11 @@ class Cluster:
                 _signal(pid, signal.SIGKILL)
 
     def start_daemon(self, name: str) -> None:
-        """Start a daemon unless it runs, and wait until it answers."""
+        """Start a daemon, and what it does not start without, unless it runs; wait until it answers."""
         if self.pid(name) is not None:
             return
+        if name == "slurmdbd":
+            self.start_daemon("mariadbd")
         with suppress(FileNotFoundError):
             self._pid_file(name).unlink()
         with (self.base / "log" / f"{name}.out").open("ab") as out:

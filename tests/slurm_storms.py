@@ -30,6 +30,9 @@ SWEEP = (
     "limits.lost_attempts=1000",
 )
 """Three runs of the project's own trainer, some seconds each."""
+UNSPECIFIED = ("data=unspecified", "data.sequence=96", "data.vocabulary=256")
+QUICK = ("sweep=smoke", "sweep.budgets=[1e10]", "sweep.sizes=4", *UNSPECIFIED)
+"""Four runs for a trainer that only answers."""
 ON_SLURM = ("cluster=slurm", "cluster.partition=scavenge", "cluster.account=lab", "cluster.pack_hours=0")
 """A task per run, where anyone's job of the other partition takes the nodes away."""
 VOLATILE = ("time", "attempt", "tokens_per_second")
@@ -125,6 +128,16 @@ class Storm:
         ledgers = [f"{run.run_id}: {run.attempts()}" for run in self.folder.runs()]
         queue = self.cluster.ask("squeue", "--array", "--format=%i %T %N %r")
         return "\n".join([headline, *self.said, *ledgers, queue])
+
+
+def waiting_sweep(slurm: Cluster, root: Path, *overrides: str) -> tuple[Storm, Path]:
+    """A sweep whose runs wait for a file before they answer: as slow as a test wants them, on next to no CPU."""
+    root.mkdir(exist_ok=True)
+    gate, script = root / "gate", root / "waits.sh"
+    answer = f'{sys.executable} -m trainer.examples.law_trainer "$1"'
+    script.write_text(f"while [ ! -e {gate} ]; do sleep 0.2; done; exec {answer}\n")
+    command = f'trainer.command="sh {script} {{folder}}"'
+    return Storm(slurm, root, sweep=(*QUICK, command, *overrides)), gate
 
 
 def measured(run: RunFolder) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

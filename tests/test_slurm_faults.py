@@ -8,23 +8,11 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import NODES, Cluster, until
-from slurm_storms import Storm, interleaved, job_processes, send
+from slurm_storms import QUICK, Storm, interleaved, job_processes, send, waiting_sweep
 
 from trainer.runfolder import RunFolder
 
 pytestmark = pytest.mark.slurm
-UNSPECIFIED = ("data=unspecified", "data.sequence=96", "data.vocabulary=256")
-RUNS = ("sweep=smoke", "sweep.budgets=[1e10]", "sweep.sizes=4", *UNSPECIFIED)
-
-
-def waiting_sweep(slurm: Cluster, root: Path, *overrides: str) -> tuple[Storm, Path]:
-    """A sweep whose runs wait for a file before they answer: as slow as a test wants them, on next to no CPU."""
-    root.mkdir(exist_ok=True)
-    gate, script = root / "gate", root / "waits.sh"
-    answer = f'{sys.executable} -m trainer.examples.law_trainer "$1"'
-    script.write_text(f"while [ ! -e {gate} ]; do sleep 0.2; done; exec {answer}\n")
-    command = f'trainer.command="sh {script} {{folder}}"'
-    return Storm(slurm, root, sweep=(*RUNS, command, *overrides)), gate
 
 
 def runs_by_job(storm: Storm) -> dict[str, RunFolder]:
@@ -142,7 +130,7 @@ def test_out_of_memory_is_told_and_tried_again_on_request(slurm: Cluster, tmp_pa
         f'exec {sys.executable} -m trainer.examples.law_trainer "$1"\n'
     )
     command = f'trainer.command="sh {greedy} {{folder}}"'
-    storm = Storm(slurm, tmp_path, sweep=(*RUNS, "sweep.sizes=1", command, "cluster.memory_gb=1"))
+    storm = Storm(slurm, tmp_path, sweep=(*QUICK, "sweep.sizes=1", command, "cluster.memory_gb=1"))
     assert storm.isoflop("submit").returncode == 0
     until(lambda: storm.points()[0]["state"] == "failed", 90)
     assert "memory" in storm.points()[0]["cause"].lower()
