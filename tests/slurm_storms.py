@@ -106,7 +106,7 @@ class Storm:
         while not self.done() or self._repairs:
             assert time.monotonic() < deadline, self.report("the sweep did not end")
             self.isoflop("submit")
-            self.pause(4)
+            self.pause(8)
         for name in DAEMONS:
             self.cluster.start_daemon(name)
         while self.jobs():
