@@ -43,7 +43,7 @@ def test_a_run_on_two_nodes_meets_at_rank_0(slurm: Cluster, tmp_path: Path) -> N
     (planned,) = json.loads(storm.isoflop("plan", "format=json").stdout)["points"]
     assert planned["devices"] == 4, "two nodes of two"
     assert storm.isoflop("submit").returncode == 0
-    until(storm.done, 60)
+    until(storm.done, 300)
     (run,) = storm.folder.runs()
     ranks = sorted(json.loads((run.path / "ranks.json").read_text()), key=lambda rank: int(rank["RANK"]))
     assert [rank["RANK"] for rank in ranks] == ["0", "1", "2", "3"]
@@ -59,16 +59,16 @@ def test_a_canary_that_dies_leaves_no_task_that_can_never_start(slurm: Cluster, 
     storm = Storm(slurm, tmp_path, sweep=(*QUICK, "trainer.command='sh -c \"sleep 3; exit 3\"'", "cluster.canary=true"))
     assert storm.isoflop("submit").returncode == 0
     assert len(storm.jobs()) == 4
-    until(lambda: [job["state"] for job in storm.jobs().values()].count("RUNNING") == 1, 30)
-    until(lambda: not storm.jobs(), 60)
+    until(lambda: [job["state"] for job in storm.jobs().values()].count("RUNNING") == 1, 300)
+    until(lambda: not storm.jobs(), 300)
     assert sorted(point["state"] for point in storm.points()) == ["failed", "planned", "planned", "planned"]
 
 
 def test_the_ceiling_of_devices_holds(slurm: Cluster, tmp_path: Path) -> None:
     storm, gate = waiting_sweep(slurm, tmp_path, "cluster.max_gpus=2")
     assert storm.isoflop("submit").returncode == 0
-    until(lambda: len(storm.running()) == 2, 30)
+    until(lambda: len(storm.running()) == 2, 300)
     storm.pause(5)
     assert len(storm.running()) == 2, "the others wait"
     gate.touch()
-    storm.finish(60)
+    storm.finish(300)
