@@ -9,7 +9,7 @@ quickstart: .venv/.run
 	$(BIN)/isoflop run sweep=quickstart
 
 test: .venv/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest $(TEST_FLAGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -17,9 +17,11 @@ from trainer.errors import MachineFault, UserError
 QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 """Hydra composes; it writes no folders and no logs of its own."""
 
-FREE_KEYS = re.compile(r"(columns|sweep\.axes)[.=]")
+FREE_KEYS = re.compile(r"(columns|sweep\.axes|cluster\.sbatch)[.=]")
 """Overrides of mappings with free keys, to which Hydra adds a key only after ``++``."""
-FREE_TEXT = re.compile(r"(where|path|curves|root|out|data\.path|sweep\.points|trainer\.command)=(?!null$|$|['\"])")
+FREE_TEXT = re.compile(
+    r"(where|path|curves|root|out|data\.path|sweep\.points|trainer\.command|cluster\.container)=(?!null$|$|['\"])"
+)
 """Overrides with a text that Hydra's grammar would read otherwise: queries, paths, commands."""
 LISTS = re.compile(r"(group_by)=(?!null$|$|\[)")
 """Overrides with a list that may be written with commas alone."""

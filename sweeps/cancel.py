@@ -9,30 +9,35 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from sweeps.app import run_verb, typed
+from sweeps.backlog import Backlog, read_backlog
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
 from sweeps.points import read_plan
 from sweeps.render import say
+from sweeps.slurm import Scheduler
 from sweeps.state import PointState, State, inspect
 from sweeps.status import select
-from trainer.files import write_whole
+from sweeps.takeback import cancel_runs, drop_idle
 
 
-def cancel(folder: SweepFolder, states: list[PointState]) -> list[str]:
+def cancel(folder: SweepFolder, states: list[PointState], backlog: Backlog) -> list[str]:
     """Ask for every running or queued run among ``states`` to stop; returns their ids."""
     runs = list(dict.fromkeys(state.run_id for state in states if state.state in (State.running, State.queued)))
-    for run_id in runs:
-        write_whole(folder.run(run_id).cancel_path, "")
+    cancel_runs(folder, runs)
+    drop_idle(folder, backlog)
     return runs
 
 
 def _body(raw: DictConfig) -> int:
     config: Config = typed(raw)
     folder = SweepFolder.of(config.root, config.sweep.name)
-    states = select(inspect(folder, read_plan(folder), config.limits.lost_attempts), config.point)
-    runs = cancel(folder, states)
+    backlog = read_backlog(folder, Scheduler())
+    states = inspect(folder, read_plan(folder), config.limits.lost_attempts, backlog)
+    runs = cancel(folder, select(states, config.point), backlog)
     for run_id in runs:
         print(run_id)  # noqa: T201
+    if backlog.stale is not None:
+        say(f"SLURM does not answer ({backlog.stale}): tasks that wait there leave these runs alone when they start")
     say(f"cancelled {len(runs)} runs; they checkpoint and stop within seconds, and `isoflop submit` continues them")
     return 0
 

@@ -40,6 +40,8 @@ class Retry(StrEnum):
     """Which failed points ``submit`` and ``run`` try again."""
 
     none = "none"
+    oom = "oom"
+    timeout = "timeout"
     all = "all"
 
 
@@ -47,6 +49,7 @@ class Executor(StrEnum):
     """Where workers run."""
 
     local = "local"
+    slurm = "slurm"
 
 
 class FitSource(StrEnum):
@@ -102,9 +105,52 @@ class ClusterConfig:
 
     executor: Executor = Executor.local
     workers: int = 0
-    """Workers at once; 0 takes one per CPU core."""
+    """local: workers at once; 0 takes one per CPU core."""
     timeout_hours: float = 24.0 * 7
-    """A worker is stopped after this long."""
+    """local: a worker is stopped after this long."""
+    partition: str | None = None
+    """slurm: this and the next four as sbatch takes them."""
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    gpu_type: str | None = None
+    """slurm: where a site wants the kind of GPU named, e.g. h100."""
+    devices_per_node: int = 0
+    """slurm: a run on more devices takes several nodes; 0 takes what the partition's nodes have."""
+    cpus_per_device: int = 0
+    """slurm: 0 takes trainer.threads."""
+    memory_gb: float | None = None
+    """slurm: host memory per device; null: of CPU runs what the plan says, of GPU runs the site's default."""
+    max_hours: float | None = None
+    """slurm: the longest time limit to ask for; longer runs checkpoint, requeue themselves and go on. null: the
+    partition's, but no more than a day."""
+    margin: float = 1.5
+    """slurm: time limits are planned hours times this, and ten minutes at least."""
+    pack_hours: float = 0.25
+    """slurm: small runs are put into one task until so much work is together; 0 gives each run a task."""
+    per_device: int = 1
+    """slurm: runs of a task that share its device."""
+    max_gpus: int | None = None
+    """slurm: devices at once."""
+    max_submit: int | None = None
+    """slurm: tasks that the site lets one queue; runs are packed so that they fit."""
+    canary: bool = False
+    """slurm: the cheapest point first, the rest once it has succeeded."""
+    signal_seconds: int = 120
+    """slurm: so long before the time limit a task checkpoints."""
+    setup: list[str] = field(default_factory=list)
+    """slurm: lines of shell before the worker starts."""
+    modules: list[str] = field(default_factory=list)
+    """slurm: modules loaded after them."""
+    container: str | None = None
+    """slurm: a command that runs what follows it in a container, e.g. ``apptainer exec --nv image.sif``."""
+    python: str | None = None
+    """slurm: the interpreter on the nodes; null takes this one."""
+    check_root: bool = True
+    """slurm: refuse a root that only this machine can see."""
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    """slurm: anything else sbatch takes, e.g. ``cluster.sbatch.nice=100``; null leaves an option of ours out."""
 
 
 @dataclass(kw_only=True)
@@ -140,6 +186,9 @@ class Config:
     confirm: bool = False
     """submit, run: go on above the limits."""
     retry: Retry = Retry.none
+    """submit, run: try failed points again: those out of memory, those out of time, or all."""
+    cancel_left: bool = False
+    """submit: also cancel what waits or runs of points that have left the sweep."""
     point: str | None = None
     """status, cancel, train: one point, by id or the beginning of one."""
     watch: bool = False

@@ -9,6 +9,7 @@ find its own checkpoints in the folder when it is started again; on SIGTERM it s
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shlex
@@ -22,12 +23,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sweeps.ranks import RANKS, spread
 from trainer.files import write_json
 from trainer.lock import LockLost, process_birth
 from trainer.runfolder import RunConfig, RunFolder
 
 GRACE_SECONDS = 30.0
 """How long the program may take to stop."""
+SIGNAL_SECONDS = 2.5
+"""A scheduler that ends a job signals the program and the worker in any order, and not at the same moment."""
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
+ALONE = {"SLURM_NTASKS": "1", "SLURM_NPROCS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+"""What a program on one device should see: some would take the workers beside theirs for their own ranks."""
 
 
 class ExternalTrainerError(Exception):
@@ -51,6 +59,7 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
     command = shlex.split(config.recipe.command or "")
     for placeholder, value in filled.items():
         command = [part.replace(placeholder, value) for part in command]
+    command = spread(command, os.environ)
     _end_orphan(folder)
     rows = folder.metrics()
     attempt = folder.start_attempt(job, rows[-1]["step"] + 1 if rows else 0)
@@ -65,6 +74,7 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
                 stderr=subprocess.STDOUT,
                 env=_environment() | {"ISOFLOP_ATTEMPT": str(attempt)},
                 start_new_session=True,
+                preexec_fn=_end_with_worker,
             )
         try:
             write_json(_owner_path(folder), _owner(process))
@@ -74,6 +84,8 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
             process.wait()
             raise
         points = folder.points()
+        if stopped is None and not points and process.returncode:
+            stopped = _late_reason(should_stop)
         if all(point_id in points for point_id in config.recipe.point_ids):
             why = str(points[config.recipe.point_ids[0]]["verdict"])
         elif stopped is not None:
@@ -98,7 +110,14 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
 
 def _environment() -> dict[str, str]:
     """The worker's, without what protects the worker alone."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    return inherited | (ALONE if "SLURM_PROCID" in inherited and RANKS not in inherited else {})
+
+
+def _end_with_worker() -> None:
+    """In the child: be killed with the worker, however it dies; whoever takes the run up may be on another machine."""
+    with suppress(AttributeError):  # only Linux has it
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _owner(process: subprocess.Popen[bytes]) -> dict[str, Any]:
@@ -119,6 +138,14 @@ def _end_orphan(folder: RunFolder) -> None:
     if host == socket.gethostname() and born and process_birth(pid) == born:
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
+
+
+def _late_reason(should_stop: Callable[[], str | None]) -> str | None:
+    """Why a program that failed was really stopped, if the worker hears of it just after."""
+    deadline = time.monotonic() + SIGNAL_SECONDS
+    while (reason := should_stop()) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return reason
 
 
 def _wait(process: subprocess.Popen[bytes], should_stop: Callable[[], str | None]) -> str | None:

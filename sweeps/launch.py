@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shlex
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import submitit
 
 from sweeps.config import Config
-from sweeps.jobs import Job
+from sweeps.jobs import Job, new_job_folder, write_job
 from sweeps.paths import SweepFolder
 from sweeps.worker import work
 from trainer.config import DeviceKind
-from trainer.files import disk_faults, write_json
+from trainer.files import disk_faults
 from trainer.lock import process_birth
 
 
@@ -27,9 +26,9 @@ def start_workers(config: Config, folder: SweepFolder, runs: Sequence[str], coun
     started = []
     slots, device = worker_slots(config), config.device.kind
     for _ in range(count):
-        path = folder.jobs / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        path = new_job_folder(folder)
         job = Job(
-            runs=tuple(runs),
+            tasks=(tuple(runs),),
             device=device.value,
             gpus=_gpus(slots) if device is DeviceKind.cuda else (),
             lost_attempts=config.limits.lost_attempts,
@@ -39,9 +38,9 @@ def start_workers(config: Config, folder: SweepFolder, runs: Sequence[str], coun
             pid=os.getpid(),
             born=process_birth(os.getpid()),
         )
-        write_json(path / "job.json", asdict(job))
+        write_job(path, job)
         pid = _start_local(path, config.trainer.threads, config.cluster.timeout_hours)
-        write_json(path / "job.json", asdict(job) | {"pid": pid, "born": process_birth(pid)})
+        write_job(path, replace(job, pid=pid, born=process_birth(pid)))
         started.append(path)
     return started
 

@@ -101,6 +101,8 @@ POSITIVE = ("a positive number", lambda value: 0 < value < math.inf)
 NOT_NEGATIVE = ("0 or more", lambda value: 0 <= value < math.inf)
 FINITE = ("a finite number", math.isfinite)
 ONE_OR_MORE = ("1 or more", lambda value: value >= 1)
+NULL_OR_ONE = ("null or 1 or more", lambda value: value is None or value >= 1)
+NULL_OR_POSITIVE = ("null or a positive number", lambda value: value is None or 0 < value < math.inf)
 SHARE = ("in (0, 1]", lambda value: 0 < value <= 1)
 BELOW_ONE = ("in [0, 1)", lambda value: 0 <= value < 1)
 
@@ -108,7 +110,11 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("optim.lr", "optim.lr_width", "optim.lr_batch", "optim.batch_divisor", "optim.eps"), POSITIVE),
     **dict.fromkeys(("optim.batch_min", "optim.batch_max"), ONE_OR_MORE),
     **dict.fromkeys(("optim.weight_decay", "optim.clip", "trainer.micro_batch"), NOT_NEGATIVE),
-    **dict.fromkeys(("cluster.workers", "schedule.warmup_max_steps"), NOT_NEGATIVE),
+    **dict.fromkeys(("cluster.workers", "schedule.warmup_max_steps", "cluster.cpus_per_device"), NOT_NEGATIVE),
+    **dict.fromkeys(("cluster.pack_hours", "cluster.signal_seconds", "cluster.devices_per_node"), NOT_NEGATIVE),
+    **dict.fromkeys(("cluster.per_device", "cluster.margin"), ONE_OR_MORE),
+    **dict.fromkeys(("cluster.max_gpus", "cluster.max_submit"), NULL_OR_ONE),
+    **dict.fromkeys(("cluster.memory_gb", "cluster.max_hours"), NULL_OR_POSITIVE),
     **dict.fromkeys(("optim.lr_width_power", "optim.lr_batch_power"), FINITE),
     **dict.fromkeys(("optim.beta1", "optim.beta2", "schedule.warmup"), BELOW_ONE),
     **dict.fromkeys(("schedule.cooldown", "device.utilisation"), SHARE),

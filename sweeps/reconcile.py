@@ -5,22 +5,28 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeps.config import Config, Retry
-from sweeps.jobs import live_jobs
+from sweeps.backlog import Backlog, read_backlog, settle
+from sweeps.config import Config, Executor, Retry
+from sweeps.dispatch import Dispatch
 from sweeps.launch import start_workers, worker_slots
 from sweeps.paths import SweepFolder
 from sweeps.points import Plan, PlannedPoint, write_plan
+from sweeps.slurm import Scheduler
 from sweeps.state import PointState, State, inspect, orphans
+from sweeps.takeback import cancel_runs, drop_idle, release_held
 from trainer.config import Source
 from trainer.errors import MachineFault, UserError
 from trainer.lock import Lock
-from trainer.runfolder import RunConfig, RunFolder, lost_in_a_row
+from trainer.runfolder import RunConfig, RunFolder, killed_by_limit, lost_in_a_row
 
+WRITERS = 16
+"""Run folders made at the same time."""
 LOCK_SECONDS = 30.0
 """How long one submit waits for another."""
 
@@ -36,6 +42,8 @@ class Submission:
     """Of every planned point, before anything was started."""
     left: Sequence[str]
     """Run ids on disk whose point has left the config."""
+    released: int = 0
+    """Tasks that SLURM held and were let go."""
 
     @property
     def counts(self) -> Counter[State]:
@@ -43,47 +51,75 @@ class Submission:
         return Counter(state.state for state in self.states)
 
 
-def submit(config: Config, plan: Plan, *, reopen: bool = True) -> Submission:
-    """Start workers for every point that is neither done, running, queued nor failed (unless ``retry=all``).
+def submit(config: Config, plan: Plan, scheduler: Scheduler, *, reopen: bool = True) -> Submission:
+    """Start workers for every point that is neither done, running, queued nor failed (unless ``retry=`` names it).
 
     Parameters
     ----------
     reopen
-        Also take up points that were cancelled, or failed under ``retry=all``: what a user asks for by a command.
+        Also take up points that were cancelled, or failed as ``retry=`` says: what a user asks for by a command.
 
     Raises
     ------
     UserError
         If the missing points cost more than the limits, or a run folder is not the one its recipe made.
     MachineFault
-        If the disk is full, or another submit holds the sweep.
+        If the disk is full, SLURM does not answer, or another submit holds the sweep.
     """
     folder = SweepFolder.of(config.root, plan.sweep)
     _check_trainable(config)
     with _one_submitter(folder):
         write_plan(plan, folder)
-        states = inspect(folder, plan.to_dict(), config.limits.lost_attempts)
-        retry = reopen and config.retry is Retry.all
+        backlog = read_backlog(folder, scheduler)
+        if backlog.stale is not None:
+            raise MachineFault(
+                f"SLURM does not answer ({backlog.stale}), so what is queued is not known; submit when it does."
+            )
+        settle(folder, backlog)
+        states = inspect(folder, plan.to_dict(), config.limits.lost_attempts, backlog)
         missing = [
-            point
-            for point, state in zip(plan.points, states, strict=True)
-            if (state.state is State.planned and (reopen or state.cause is None))
-            or (retry and state.state is State.failed)
+            point for point, state in zip(plan.points, states, strict=True) if _wanted(state, config.retry, reopen)
         ]
         _check_limits(config, missing)
         _check_devices(config, missing)
+        slurm = config.cluster.executor is Executor.slurm
+        dispatch = Dispatch.prepare(config, folder, missing, backlog) if slurm and missing else None
+        again = reopen and config.retry is not Retry.none
         longest_first = sorted(missing, key=lambda point: -point.hours)
-        runs = list(dict.fromkeys(point.run.run_id for point in longest_first if _open(folder, point.run, retry=retry)))
-        queued = [state.run_id for state in states if state.state is State.queued]
-        jobs = start_workers(config, folder, [*runs, *queued], workers_wanted(config, folder, len(runs), len(queued)))
+        runs = _open_all(folder, {point.run.run_id: point.run for point in longest_first}, retry=again)
+        if dispatch is not None:
+            jobs = dispatch.start(runs, canary=not any(state.state is State.done for state in states))
+        elif slurm:
+            jobs = []
+        else:
+            queued = [state.run_id for state in states if state.state is State.queued]
+            jobs = start_workers(
+                config, folder, [*runs, *queued], workers_wanted(config, backlog, len(runs), len(queued))
+            )
         left = [run.run_id for run in orphans(folder, plan.to_dict())]
-    return Submission(runs, jobs, states, left)
+        if config.cancel_left and reopen:
+            cancel_runs(folder, [run for run in left if run in backlog.waiting])
+        drop_idle(folder, backlog)
+        released = release_held(folder, backlog) if reopen else 0
+        scheduler.forget()
+    return Submission(runs, jobs, states, left, released)
 
 
-def workers_wanted(config: Config, folder: SweepFolder, missing: int, queued: int) -> int:
-    """How many workers to start: a full set for missing runs, else as many as were lost while runs wait."""
+def _wanted(state: PointState, retry: Retry, reopen: bool) -> bool:
+    if state.state is State.failed:
+        return reopen and (retry is Retry.all or state.kind == retry.value)
+    return state.state is State.planned and (reopen or state.cause is None)
+
+
+def workers_wanted(config: Config, backlog: Backlog, missing: int, queued: int) -> int:
+    """How many workers to start: a full set for missing runs, else as many as were lost while runs wait.
+
+    SLURM's tasks that are lost leave no run waiting: there, one for anything that is missing.
+    """
+    if config.cluster.executor is Executor.slurm:
+        return min(1, missing)
     slots, here = worker_slots(config), socket.gethostname()
-    lost = slots - sum(job.host == here for job in live_jobs(folder).values())
+    lost = slots - sum(backlog.jobs[task.job].host == here for task in backlog.living)
     return max(min(slots, missing), min(lost, queued))
 
 
@@ -97,11 +133,18 @@ def open_run(folder: RunFolder, config: RunConfig, *, retry: bool) -> None:
     attempts = folder.attempts()
     if not attempts:  # once measured, a config is never changed
         folder.write_config(config)
-    if retry and lost_in_a_row(attempts):
+    if retry and (lost_in_a_row(attempts) or killed_by_limit(attempts)):
         folder.end_attempt(attempts[-1]["attempt"], "lost; tried again on request")
     if retry:
         folder.forget_failure()
     folder.cancel_path.unlink(missing_ok=True)
+
+
+def _open_all(sweep: SweepFolder, runs: Mapping[str, RunConfig], *, retry: bool) -> list[str]:
+    """Those that were made ready. Together: a disk confirms a thousand files at once sooner than one by one."""
+    with ThreadPoolExecutor(WRITERS) as pool:
+        opened = pool.map(lambda run: _open(sweep, run, retry=retry), runs.values())
+        return [run_id for run_id, ours in zip(runs, opened, strict=True) if ours]
 
 
 def _open(sweep: SweepFolder, config: RunConfig, *, retry: bool) -> bool:

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from analysis.text import count_text, flops_text
 from sweeps.config import Format
@@ -25,6 +26,8 @@ from sweeps.state import ENDED, PointState, State
 PIPE_WIDTH = 220
 """Columns of a table that no terminal limits."""
 
+MANY = 200
+"""Points from which on a table is plain."""
 WIDE = 110
 """Columns of a terminal that shows every column of a table."""
 FRAME_LINES = 8
@@ -151,7 +154,10 @@ def show_submission(submission: Submission, form: Format | None) -> None:
     say(f"found {before}; submitted {len(submission.submitted)} runs in {len(submission.jobs)} jobs")
     for state in submission.states:
         if state.state is State.failed and state.run_id not in submission.submitted:
-            say(f"failed: {state.point_id}: {state.cause} (retry=all tries it again)")
+            retry = "all" if state.kind == "other" else state.kind
+            say(f"failed: {state.point_id}: {state.cause} (retry={retry} tries it again)")
+    if submission.released:
+        say(f"released {submission.released} tasks that SLURM held")
     say_left(submission.left)
 
 
@@ -162,10 +168,13 @@ def say_left(run_ids: Sequence[str]) -> None:
         say(f"{len(run_ids)} runs on disk have left the config and are kept: {names}")
 
 
-def show_status(folder: SweepFolder, states: Sequence[PointState], left: Sequence[str], form: Format) -> None:
-    """The states on stdout."""
+def show_status(
+    folder: SweepFolder, states: Sequence[PointState], left: Sequence[str], form: Format, stale: str | None = None
+) -> None:
+    """The states on stdout; ``stale`` says why the scheduler could not be asked."""
     if form is Format.json:
-        print_json({"sweep": folder.name, "points": [state.to_dict() for state in states], "left": list(left)})
+        points = [state.to_dict() for state in states]
+        print_json({"sweep": folder.name, "points": points, "left": list(left), "stale": stale})
     else:
         console = stdout()
         console.print(status_table(folder, states, width=console.width))
@@ -190,6 +199,8 @@ def status_table(
         ("<cause", False, lambda state: escape(state.cause or "")),
     ]
     kept = [column for column in columns if width >= WIDE or not column[1]]
+    if most is None and len(states) > MANY:
+        return Group(_plain_table([(name, text) for name, _, text in kept], states), summary_line(states))
     shown = table(*(name for name, _, _ in kept), title=f"{escape(folder.name)} in {escape(str(folder.path))}")
     shown.columns[0].no_wrap = True
     if most is None or len(states) <= most:
@@ -199,6 +210,18 @@ def status_table(
     for state in listed:
         shown.add_row(*(text(state) for _, _, text in kept), style=COLOURS[state.state])
     return Group(shown, summary_line(states))
+
+
+def _plain_table(columns: Sequence[tuple[str, Callable[[PointState], str]]], states: Sequence[PointState]) -> Text:
+    """Thousands of points in a moment: aligned, without colours."""
+    rows = [
+        [name.removeprefix("<") for name, _ in columns],
+        *([text(state) for _, text in columns] for state in states),
+    ]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    sides = ["<" if name.startswith("<") else ">" for name, _ in columns]
+    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
+    return Text("\n".join(form.format(*row).rstrip() for row in rows), no_wrap=True, overflow="ignore")
 
 
 def summary_line(states: Sequence[PointState]) -> str:

@@ -15,7 +15,8 @@ from typing import NoReturn
 from omegaconf import DictConfig
 
 from sweeps.app import INTERRUPTED, again, complain, run_verb, typed
-from sweeps.config import Config
+from sweeps.backlog import read_backlog
+from sweeps.config import Config, Executor
 from sweeps.fit import fit_sweep
 from sweeps.jobs import last_words, live_jobs, log_path, request_stop
 from sweeps.paths import SweepFolder
@@ -23,7 +24,8 @@ from sweeps.planner import make_plan
 from sweeps.points import Plan
 from sweeps.reconcile import submit, workers_wanted
 from sweeps.render import live, say, say_refused, show_submission
-from sweeps.state import CANCELLED, ENDED, PointState, State, inspect
+from sweeps.slurm import Scheduler
+from sweeps.state import ENDED, PointState, State, inspect
 from trainer.errors import MachineFault, UserError
 
 REFRESH_SECONDS = 1.0
@@ -33,7 +35,7 @@ STOP_SECONDS = 120.0
 """How long workers may take to checkpoint after Ctrl-C."""
 
 
-def wait(config: Config, plan: Plan, folder: SweepFolder) -> list[PointState]:
+def wait(config: Config, plan: Plan, folder: SweepFolder, scheduler: Scheduler) -> list[PointState]:
     """Watch a submitted sweep until every point has ended, replacing workers that were lost.
 
     Raises
@@ -44,19 +46,20 @@ def wait(config: Config, plan: Plan, folder: SweepFolder) -> list[PointState]:
     fruitless, touched = 0, -1
     with live(folder) as show:
         while True:
-            states = inspect(folder, plan.to_dict(), config.limits.lost_attempts)
+            backlog = read_backlog(folder, scheduler)
+            states = inspect(folder, plan.to_dict(), config.limits.lost_attempts, backlog)
             show(states)
             open_points = [state for state in states if state.state not in ENDED]
-            if all(state.cause == CANCELLED for state in open_points):
+            if all(state.state is State.planned and state.cause is not None for state in open_points):
                 return states
             missing = sum(state.state is State.planned and state.cause is None for state in open_points)
             queued = sum(state.state is State.queued for state in open_points)
-            if workers_wanted(config, folder, missing, queued):
+            if backlog.stale is None and workers_wanted(config, backlog, missing, queued):
                 attempts = sum(state.attempts for state in states)
                 fruitless, touched = (0, attempts) if attempts != touched else (fruitless + 1, touched)
                 if fruitless >= FRUITLESS_SUBMISSIONS:
                     raise MachineFault(_why_workers_leave(folder))
-                submit(config, plan, reopen=False)
+                submit(config, plan, scheduler, reopen=False)
             time.sleep(REFRESH_SECONDS)
 
 
@@ -71,7 +74,7 @@ def stop_workers(folder: SweepFolder) -> None:
 
 
 def _why_workers_leave(folder: SweepFolder) -> str:
-    newest = max(folder.jobs.glob("*/job.json"), key=lambda path: path.stat().st_mtime).parent
+    newest = max(folder.jobs.glob("*/job.json"), key=lambda path: path.parent.name).parent
     return f"workers leave without training; the last one said: {last_words(newest)} (log: {log_path(newest)})"
 
 
@@ -93,12 +96,14 @@ def _body(raw: DictConfig) -> int:
     config: Config = typed(raw)
     plan = make_plan(raw)
     say_refused(plan)
-    folder = SweepFolder.of(config.root, plan.sweep)
+    folder, scheduler = SweepFolder.of(config.root, plan.sweep), Scheduler()
     try:
         with _terminated_as_interrupted():
-            show_submission(submit(config, plan), None)  # stdout is for the fit
-            states = wait(config, plan, folder)
+            show_submission(submit(config, plan, scheduler), None)  # stdout is for the fit
+            states = wait(config, plan, folder, scheduler)
     except KeyboardInterrupt:
+        if config.cluster.executor is Executor.slurm:
+            return complain(f"interrupted; SLURM's jobs go on (`{again('cancel')}` ends them)", INTERRUPTED)
         say("stopping: workers write a checkpoint and leave (Ctrl-C again to leave them to it)")
         stop_workers(folder)
         return complain(f"interrupted; `{again('run')}` continues where it stopped", INTERRUPTED)
@@ -120,7 +125,7 @@ def report_failures(states: Sequence[PointState]) -> int:
     diverged = [state.point_id for state in states if state.state is State.diverged]
     if diverged:
         say(f"diverged, and left out of the fit: {', '.join(diverged)}")
-    cancelled = [state.point_id for state in states if state.cause == CANCELLED]
+    cancelled = [state.point_id for state in states if state.state is State.planned]
     if cancelled:
         say(f"{len(cancelled)} points were cancelled and have no result; `{again('submit')}` takes them up again")
     return 1 if failed or cancelled else 0

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from sweeps.jobs import live_jobs
+from sweeps.backlog import VERDICTS, Backlog
 from sweeps.paths import SweepFolder
 from trainer.files import read_lines
 from trainer.lock import holder
-from trainer.runfolder import DIVERGED, DONE, FAILED, LOST, RunFolder, lost_in_a_row
+from trainer.runfolder import DIVERGED, DONE, FAILED, LOST, OOM, TIMEOUT, RunFolder, killed_by_limit, lost_in_a_row
 
 RECENT_ROWS = 20
 """Rows over which a running point's speed is averaged."""
@@ -60,12 +60,20 @@ class PointState:
     """Of a device, over all attempts."""
     attempts: int = 0
 
+    @property
+    def kind(self) -> str:
+        """Of a failure: ``oom``, ``timeout`` or ``other``, as ``retry=`` tells them apart."""
+        cause = self.cause or ""
+        if cause.startswith(TIMEOUT):
+            return "timeout"
+        return "oom" if cause.startswith(OOM) or "out of memory" in cause.lower() else "other"
+
     def to_dict(self) -> dict[str, Any]:
         """As ``status format=json`` prints it."""
         return asdict(self)
 
 
-def inspect(folder: SweepFolder, plan: Mapping[str, Any], lost_attempts: int) -> list[PointState]:
+def inspect(folder: SweepFolder, plan: Mapping[str, Any], lost_attempts: int, backlog: Backlog) -> list[PointState]:
     """The state of every point of a plan (as :func:`sweeps.points.read_plan` gives it), in the plan's order.
 
     Parameters
@@ -73,8 +81,7 @@ def inspect(folder: SweepFolder, plan: Mapping[str, Any], lost_attempts: int) ->
     lost_attempts
         A point whose last attempts vanished this often without progress counts as failed.
     """
-    queued = {run for job in live_jobs(folder).values() for run in job.runs}
-    return [_inspect_point(folder.run(row["run_id"]), row, queued, lost_attempts) for row in plan["points"]]
+    return [_inspect_point(folder.run(row["run_id"]), row, backlog, lost_attempts) for row in plan["points"]]
 
 
 def orphans(folder: SweepFolder, plan: Mapping[str, Any]) -> list[RunFolder]:
@@ -83,7 +90,7 @@ def orphans(folder: SweepFolder, plan: Mapping[str, Any]) -> list[RunFolder]:
     return [run for run in folder.runs() if run.run_id not in known]
 
 
-def _inspect_point(run: RunFolder, row: Mapping[str, Any], queued: Collection[str], lost_attempts: int) -> PointState:
+def _inspect_point(run: RunFolder, row: Mapping[str, Any], backlog: Backlog, lost_attempts: int) -> PointState:
     known: dict[str, Any] = {
         "point_id": row["point_id"],
         "run_id": row["run_id"],
@@ -94,7 +101,7 @@ def _inspect_point(run: RunFolder, row: Mapping[str, Any], queued: Collection[st
         "hours": row["hours"],
     }
     if not run.config_path.exists():
-        return PointState(**known, state=State.queued if row["run_id"] in queued else State.planned)
+        return _absent(known, backlog)
     attempts = run.attempts()
     alive = holder(run.path) is not None
     known |= {"attempts": len(attempts), "spent_hours": _spent_seconds(run, attempts, alive) / 3600}
@@ -110,7 +117,23 @@ def _inspect_point(run: RunFolder, row: Mapping[str, Any], queued: Collection[st
         step = attempts[-1].get("resume_step") or 0
         cause = f"lost {lost_attempts} times at step {step} without a word (out of memory?)"
         return PointState(**known, state=State.failed, cause=cause)
-    return PointState(**known, state=State.queued if row["run_id"] in queued else State.planned)
+    if run.run_id not in backlog.waiting:
+        end = backlog.ended.get(run.run_id)
+        limit = killed_by_limit(attempts)
+        if end is not None and end.seen.state in VERDICTS and end.took_down(attempts) is not None:
+            limit = end.why
+        if limit is not None:
+            return PointState(**known, state=State.failed, cause=limit)
+    return _absent(known, backlog)
+
+
+def _absent(known: Mapping[str, Any], backlog: Backlog) -> PointState:
+    """A point that nobody trains now."""
+    run_id = known["run_id"]
+    if run_id in backlog.waiting:
+        return PointState(**known, state=State.queued, cause=backlog.waiting[run_id])
+    end = backlog.ended.get(run_id)
+    return PointState(**known, state=State.planned, cause=end.taken_back if end is not None else None)
 
 
 def _ended(known: Mapping[str, Any], record: Mapping[str, Any]) -> PointState:
@@ -147,5 +170,5 @@ def _spent_seconds(run: RunFolder, attempts: Sequence[Mapping[str, Any]], alive:
         elif str(attempt.get("why", LOST)).startswith("lost"):
             rows = read_lines(run.path / "metrics.jsonl")
             end = max((row.get("time") or 0.0 for row in rows if row.get("attempt") == attempt["attempt"]), default=0.0)
-        seconds += max(0.0, (end or attempt["start"]) - attempt["start"])
+        seconds += max(0.0, (end or attempt["start"]) - attempt["start"]) * attempt.get("devices", 1)
     return seconds

@@ -2,6 +2,7 @@
 
 isoflop status sweep=quickstart watch=true
 isoflop status sweep=quickstart format=json
+isoflop status sweep=quickstart point=c3e11-n3.2k
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ import time
 from omegaconf import DictConfig
 
 from sweeps.app import run_verb, typed
+from sweeps.backlog import read_backlog
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
 from sweeps.points import read_plan
-from sweeps.render import live, show_status
+from sweeps.render import live, say, show_status
+from sweeps.render_point import find_log, show_point
+from sweeps.slurm import Scheduler
 from sweeps.state import ENDED, PointState, State, inspect, orphans
 from trainer.errors import UserError
 
 REFRESH_SECONDS = 2.0
+LOGS = 5
+"""Failed points whose log is named."""
 
 
 def select(states: list[PointState], point: str | None) -> list[PointState]:
@@ -40,23 +46,34 @@ def _body(raw: DictConfig) -> int:
     folder = SweepFolder.of(config.root, config.sweep.name)
     plan = read_plan(folder)
 
-    def now() -> list[PointState]:
-        return select(inspect(folder, plan, config.limits.lost_attempts), config.point)
+    scheduler = Scheduler()
 
-    states = now()
+    def now() -> tuple[list[PointState], str | None]:
+        backlog = read_backlog(folder, scheduler)
+        return select(inspect(folder, plan, config.limits.lost_attempts, backlog), config.point), backlog.stale
+
+    states, stale = now()
     if config.watch:
         with live(folder) as show:
             while not all(state.state in ENDED for state in states):
                 show(states)
                 time.sleep(REFRESH_SECONDS)
-                states = now()
-    show_status(folder, states, [run.run_id for run in orphans(folder, plan)], config.format)
+                states, stale = now()
+    if config.point is not None and len(states) == 1:
+        show_point(folder, states[0], config.format)
+    else:
+        show_status(folder, states, [run.run_id for run in orphans(folder, plan)], config.format, stale)
+        for state in [state for state in states if state.state is State.failed][:LOGS]:
+            say(f"{state.point_id} failed, log: {find_log(folder, folder.run(state.run_id))}")
+    if stale is not None:
+        say(f"SLURM does not answer ({stale}): what is queued may have changed, what has run is as shown")
     return 1 if any(state.state is State.failed for state in states) else 0
 
 
 HELP = """isoflop status [sweep=NAME] [point=ID] [watch=true] [format=json]
 
 What has become of every point: done, running, queued, planned, failed with its cause, diverged. Never writes.
+With point= that fits one point: its attempts, the end of its log, and where they lie.
 Exit code 1 if a point failed."""
 
 

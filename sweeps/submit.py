@@ -1,7 +1,8 @@
 """``isoflop submit``: bring what is wanted and what is there together; start workers for the rest, nothing else.
 
 isoflop submit sweep=quickstart
-isoflop submit sweep=quickstart retry=all
+isoflop submit sweep=quickstart cluster=slurm cluster.partition=gpu
+isoflop submit sweep=quickstart retry=oom
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ from sweeps.config import Config
 from sweeps.planner import make_plan
 from sweeps.reconcile import submit
 from sweeps.render import say, say_refused, show_submission
+from sweeps.slurm import Scheduler
 
 
 def _body(raw: DictConfig) -> int:
     config: Config = typed(raw)
     plan = make_plan(raw)
     say_refused(plan)
-    submission = submit(config, plan)
+    submission = submit(config, plan, Scheduler())
     show_submission(submission, config.format)
     if submission.submitted:
         say(f"watch it with `{again('status', 'watch=true')}`")
     return 0
 
 
-HELP = """isoflop submit [sweep=NAME] [retry=all] [confirm=true] [key=value ...]
+HELP = """isoflop submit [sweep=NAME] [retry=oom|timeout|all] [cancel_left=true] [confirm=true] [key=value ...]
 
 Start workers for the points that are not done, running or queued, and return at once. Safe to repeat."""
 

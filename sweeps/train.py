@@ -11,12 +11,14 @@ from types import FrameType
 from omegaconf import DictConfig
 
 from sweeps.app import INTERRUPTED, complain, run_verb, typed
+from sweeps.backlog import read_backlog
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
 from sweeps.planner import make_plan
 from sweeps.points import write_plan
 from sweeps.reconcile import open_run
 from sweeps.render import live, show_status
+from sweeps.slurm import Scheduler
 from sweeps.state import PointState, inspect
 from sweeps.status import select
 from sweeps.worker import execute
@@ -30,8 +32,11 @@ def _body(raw: DictConfig) -> int:
     folder = SweepFolder.of(config.root, plan.sweep)
     write_plan(plan, folder)
 
+    scheduler = Scheduler()
+
     def states() -> list[PointState]:
-        return select(inspect(folder, plan.to_dict(), config.limits.lost_attempts), config.point)
+        backlog = read_backlog(folder, scheduler)
+        return select(inspect(folder, plan.to_dict(), config.limits.lost_attempts, backlog), config.point)
 
     chosen = states()
     if config.point is None or len(chosen) > 1:

@@ -1,4 +1,4 @@
-"""A worker: goes through a job's runs in order, claims each by its lock, and executes what nobody else does."""
+"""A worker: goes through a task's runs in order, claims each by its lock, and executes what nobody else does."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sweeps.external import ExternalTrainerError, train_externally
 from sweeps.jobs import Job, read_job
@@ -22,7 +23,7 @@ ShouldStop = Callable[[], str | None]
 
 
 def work(job_path: str) -> None:
-    """Execute a job: the function that submitit runs.
+    """Execute a job of this machine: the function that submitit runs.
 
     Raises
     ------
@@ -51,13 +52,65 @@ def work(job_path: str) -> None:
         if job.device == DeviceKind.cuda:  # before torch is imported
             os.environ["CUDA_VISIBLE_DEVICES"] = job.gpus[int(slot.folder.name.rpartition("-")[2]) % len(job.gpus)]
         try:
-            failed = _work_through(path, job, should_stop)
+            failed = Worker(path.parent.parent, job.runs, path.name, job.lost_attempts).go(should_stop)
         except MachineFault as fault:
             raise SystemExit(f"isoflop: {fault}") from None
         finally:
             slot.release()
     if failed:
         raise SystemExit(1)
+
+
+class Worker:
+    """One process's way through a list of runs.
+
+    Parameters
+    ----------
+    job
+        The name under which attempts and locks record it.
+    facts
+        What every attempt's first line says besides.
+    """
+
+    def __init__(
+        self, sweep: Path, runs: Sequence[str], job: str, lost_attempts: int, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        self._runs = [RunFolder(sweep / run, facts) for run in runs]
+        self._job, self._lost_attempts = job, lost_attempts
+        self.failed: set[str] = set()
+
+    def go(self, should_stop: ShouldStop, *, wait_for_others: bool = False) -> int:
+        """Take the first claimable run until there is none; returns how many failed.
+
+        Parameters
+        ----------
+        wait_for_others
+            Stay while somebody else holds a run of ours: should he vanish, nobody else would take it up.
+        """
+        while should_stop() is None:
+            folder = next((folder for folder in self._runs if self._open(folder) and holder(folder.path) is None), None)
+            if folder is not None:
+                verdict = execute(folder, self._job, should_stop)
+                if verdict is not None and verdict.startswith(FAILED):
+                    self.failed.add(folder.run_id)
+            elif wait_for_others and self.unfinished():
+                time.sleep(BEAT_SECONDS)
+            else:
+                break
+        return len(self.failed)
+
+    def unfinished(self) -> bool:
+        """Whether a run still has to be trained, by us or by whoever holds it."""
+        return any(map(self._open, self._runs))
+
+    def held(self) -> bool:
+        """Whether somebody holds one of the runs."""
+        return any(holder(folder.path) is not None for folder in self._runs)
+
+    def _open(self, folder: RunFolder) -> bool:
+        if folder.run_id in self.failed or folder.cancel_path.exists() or folder.points():
+            return False
+        return lost_in_a_row(folder.attempts()) < self._lost_attempts
 
 
 def execute(
@@ -126,29 +179,9 @@ class _Poll:
 
 
 def _stop_reason(folder: RunFolder, lock: Lock, should_stop: ShouldStop) -> str | None:
-    if lock.lost.is_set():
+    if lock.was_lost():
         raise LockLost
     return "cancelled" if folder.cancel_path.exists() else should_stop()
-
-
-def _work_through(path: Path, job: Job, should_stop: ShouldStop) -> int:
-    """Take the first claimable run until there is none; returns how many failed."""
-    sweep = path.parent.parent
-    failed: set[str] = set()
-    while should_stop() is None:
-        folder = next((f for f in (RunFolder(sweep / run) for run in job.runs) if _claimable(f, job, failed)), None)
-        if folder is None:
-            break
-        verdict = execute(folder, path.name, should_stop)
-        if verdict is not None and verdict.startswith(FAILED):
-            failed.add(folder.run_id)
-    return len(failed)
-
-
-def _claimable(folder: RunFolder, job: Job, failed: set[str]) -> bool:
-    if folder.run_id in failed or folder.cancel_path.exists() or holder(folder.path) is not None:
-        return False
-    return not folder.points() and lost_in_a_row(folder.attempts()) < job.lost_attempts
 
 
 def _wait_for_slot(jobs: Path, job: Job, should_stop: ShouldStop) -> Lock | None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from slurm_cluster import Cluster, missing
 
 LAW_TRAINER = 'trainer.command="{python} -m trainer.examples.law_trainer {folder}"'
 """The external trainer that answers from a law in a tenth of a second."""
@@ -19,6 +22,7 @@ LAW_TRAINER = 'trainer.command="{python} -m trainer.examples.law_trainer {folder
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--whole", action="store_true", help="run fault schedules and property tests in full length")
+    parser.addoption("--require-slurm", action="store_true", help="fail where no SLURM cluster can be started")
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +78,32 @@ def isoflop(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         return Answer(code, said.out, said.err)
 
     return command
+
+
+@pytest.fixture(scope="session")
+def slurm_started(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A real SLURM cluster for all tests that want one."""
+    if (reason := missing()) is not None:
+        if request.config.getoption("--require-slurm"):
+            pytest.fail(f"--require-slurm: {reason}")
+        pytest.skip(f"needs SLURM: {reason}")
+    base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # pytest's own folders are too long for sockets
+    cluster = Cluster(base)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(base)
+
+
+@pytest.fixture
+def slurm(slurm_started: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """The cluster, idle and whole, and SLURM's commands of this process pointed at it."""
+    slurm_started.clear()
+    monkeypatch.setenv("SLURM_CONF", str(slurm_started.conf))
+    yield slurm_started
+    slurm_started.clear()
 
 
 @pytest.fixture

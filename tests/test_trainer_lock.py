@@ -175,3 +175,27 @@ def test_of_two_takers_exactly_one_wins(tmp_path: Path, whole: bool, dead: bool)
             taker.join()
         assert wins == 1
         assert {path.name for path in folder.iterdir()} <= {"heartbeat"}
+
+
+def test_a_holder_that_slept_asks_before_it_believes_its_last_beat(tmp_path: Path) -> None:
+    lock = Lock(tmp_path)
+    assert lock.acquire()
+    try:
+        assert not lock.was_lost()
+        (tmp_path / "lock").unlink()  # taken away while nobody looked
+        lock._beaten -= 100
+        assert lock.was_lost()
+        assert lock.lost.is_set()
+    finally:
+        lock.release()
+
+
+def test_who_would_take_a_lock_goes_by_the_file_systems_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose clock is an hour ahead takes no living lock."""
+    elsewhere = {"token": "t", "host": "elsewhere", "pid": 1, "born": "b", "job": ""}
+    (tmp_path / "lock").write_text(json.dumps(elsewhere))
+    (tmp_path / "heartbeat").touch()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
+    with Lock(tmp_path) as lock:
+        assert lock is None

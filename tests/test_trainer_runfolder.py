@@ -210,6 +210,17 @@ def test_an_attempt_that_resumes_voids_rows_from_there(folder: RunFolder) -> Non
     assert seen(folder) == [(2, 4)]
 
 
+def test_rows_of_a_writer_that_was_thought_dead_do_not_count(folder: RunFolder) -> None:
+    folder.start_attempt("", 0)
+    write_row(folder, 0, 4)
+    folder.start_attempt("", 5)
+    write_row(folder, 1, 9, loss=2.0)
+    write_row(folder, 0, 9, loss=3.0)
+    write_row(folder, 1, 14)
+    assert seen(folder) == [(0, 4), (1, 9), (1, 14)]
+    assert folder.metrics()[1]["train_loss"] == 2.0
+
+
 def test_a_row_written_twice_counts_once_and_torn_rows_not_at_all(folder: RunFolder) -> None:
     folder.start_attempt("", 0)
     write_row(folder, 0, 4)

@@ -1,8 +1,8 @@
 """One writer per folder, also where flock means nothing: a lock file made by link(2), and a heartbeat beside it.
 
 A lock is dead when its process is known to be gone (same machine) or when its heartbeat is older than ``STALE_SECONDS``
-by this machine's clock (another machine; clocks must agree that well). A dead lock is taken over by renaming it away,
-which only one taker can do.
+(another machine): by the file system's own clock for who would take it, by this machine's for who only looks. A dead
+lock is taken over by renaming it away, which only one taker can do.
 """
 
 from __future__ import annotations
@@ -78,18 +78,24 @@ def _read(path: Path) -> Holder | None:
         return None
 
 
-def _lives(folder: Path, who: Holder) -> bool:
+def _lives(folder: Path, who: Holder, now: float | None = None) -> bool:
     if who.host == socket.gethostname():
         birth = process_birth(who.pid)
         return birth is not None and birth in ("", who.born)
-    return time.time() - max(map(_mtime, (folder / "lock", folder / "heartbeat"))) < STALE_SECONDS
+    beaten = max(map(_mtime, (folder / "lock", folder / "heartbeat")))
+    return (time.time() if now is None else now) - beaten < STALE_SECONDS
 
 
 def _mtime(path: Path) -> float:
+    """When a file was last touched; opened first, for NFS shows up to a minute late what is only looked at."""
     try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
         return 0.0
+    try:
+        return os.fstat(handle).st_mtime
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -123,6 +129,7 @@ class Lock:
         self.lost = threading.Event()
         pid = os.getpid()
         self._me = Holder(secrets.token_hex(8), socket.gethostname(), pid, process_birth(pid) or "", job)
+        self._beaten = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"heartbeat {folder.name}", daemon=True)
 
@@ -147,6 +154,12 @@ class Lock:
         if self._thread.ident is not None:  # never held, nothing to give back
             self.release()
 
+    def was_lost(self) -> bool:
+        """Whether the lock was taken away; asks the disk where the last beat is too old to know (the machine slept)."""
+        if time.monotonic() - self._beaten > 2 * BEAT_SECONDS and not self.owned():
+            self.lost.set()
+        return self.lost.is_set()
+
     def owned(self) -> bool:
         """Whether the file on disk is still this lock."""
         found = _read(self.folder / "lock")
@@ -167,7 +180,7 @@ class Lock:
                     if found is not None and found.token == self._me.token:
                         self._touch()  # NFS may call a link that it made twice a failure
                         return True
-                    if found is not None and _lives(self.folder, found):
+                    if found is not None and _lives(self.folder, found, now=_mtime(mine)):  # the file system's clock
                         return False
                     self._clear_dead(path, found)
             return False
@@ -196,5 +209,6 @@ class Lock:
             if not self.owned():
                 self.lost.set()
                 return
+            self._beaten = time.monotonic()
             with suppress(OSError):  # a full disk; the next beat may pass
                 (self.folder / "heartbeat").touch()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from trainer.config import Cooldown, Decay, Precision, plain
@@ -100,7 +101,7 @@ class Recipe:
             command=raw["command"],
         )
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         """Readable prefix plus a hash of every number above, floats in full."""
         canonical = json.dumps({"schema": SCHEMA, **self.to_dict()}, sort_keys=True, allow_nan=False)

@@ -41,6 +41,8 @@ from trainer.shape import FlopCount
 DONE, DIVERGED = "done", "diverged"
 FAILED = "failed: "
 """A failed verdict is this plus its cause."""
+OOM, TIMEOUT = "OOM", "timeout"
+"""How the cause of a failure for want of memory, or of time, begins."""
 LOST = "lost: killed, or the machine went down"
 """Why an attempt without a last line ended."""
 
@@ -135,8 +137,10 @@ class RunConfig:
 class RunFolder:
     """Reads and writes one run folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, facts: Mapping[str, Any] | None = None) -> None:
         self.path = path
+        self._facts = dict(facts or {})
+        """What every attempt that is started here says besides."""
 
     @property
     def run_id(self) -> str:
@@ -220,6 +224,8 @@ class RunFolder:
             job=job,
             start=time.time(),
             resume_step=resume_step,
+            **slurm_facts(os.environ),
+            **self._facts,
         )
         return number
 
@@ -262,6 +268,9 @@ class RunFolder:
 def valid_rows(rows: Iterable[dict[str, Any]], resumed: Mapping[Any, Any]) -> list[dict[str, Any]]:
     """Rows of all attempts, in the order written, without those that a later attempt voids; by rising step.
 
+    A process that lost its lock while it was frozen may write once more when it wakes: rows of an earlier attempt after
+    those of a later one do not count.
+
     Parameters
     ----------
     resumed
@@ -276,6 +285,8 @@ def valid_rows(rows: Iterable[dict[str, Any]], resumed: Mapping[Any, Any]) -> li
             continue
         start: int = step
         if row.get("attempt") != attempt:
+            if isinstance(attempt, int) and isinstance(row.get("attempt"), int) and row["attempt"] < attempt:
+                continue
             attempt = row.get("attempt")
             known = resumed.get(attempt)
             start = min(step, known) if isinstance(known, int) else step
@@ -346,6 +357,13 @@ def final_record(
     }
 
 
+def slurm_facts(environ: Mapping[str, str]) -> dict[str, str]:
+    """The SLURM task, as its commands name it, and the node that a process runs in."""
+    array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    number = f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID")
+    return {"slurm": number, "node": environ.get("SLURMD_NODENAME", "")} if number else {}
+
+
 def lost_in_a_row(attempts: Sequence[Mapping[str, Any]]) -> int:
     """How many of the last attempts vanished at one and the same step."""
     count = 0
@@ -355,6 +373,12 @@ def lost_in_a_row(attempts: Sequence[Mapping[str, Any]]) -> int:
             break
         count += 1
     return count
+
+
+def killed_by_limit(attempts: Sequence[Mapping[str, Any]]) -> str | None:
+    """What the scheduler killed the last attempt for, where more of the same will not help: memory, or time."""
+    why = str(attempts[-1].get("why", "")) if attempts else ""
+    return why if why.startswith((f"{OOM}:", f"{TIMEOUT}:")) else None
 
 
 def finite_or_none(value: Any) -> Any:

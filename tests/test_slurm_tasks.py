@@ -1,0 +1,74 @@
+"""What tasks of a real cluster get, and in which order they start."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Cluster, until
+from slurm_storms import QUICK, Storm, waiting_sweep
+
+pytestmark = pytest.mark.slurm
+RANK = """\
+import json, os, runpy, socket, sys
+from multiprocessing.connection import Client, Listener
+from pathlib import Path
+
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES")
+me = {name: os.environ.get(name) for name in NAMES} | {"host": socket.gethostname()}
+address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+if me["RANK"] == "0":
+    with Listener(address) as listener:
+        others = [listener.accept().recv() for _ in range(int(me["WORLD_SIZE"]) - 1)]
+    Path(sys.argv[1], "ranks.json").write_text(json.dumps([me, *others]))
+    runpy.run_module("trainer.examples.law_trainer", run_name="__main__")
+else:
+    while True:
+        try:
+            Client(address).send(me)
+            break
+        except ConnectionRefusedError:
+            pass
+"""
+
+
+def test_a_run_on_two_nodes_meets_at_rank_0(slurm: Cluster, tmp_path: Path) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    command = f'trainer.command="{sys.executable} {script} {{folder}}"'
+    wide = ("sweep.sizes=1", "device=h100", "device.memory_gb=0.00015", "cluster.devices_per_node=2")
+    storm = Storm(slurm, tmp_path, sweep=(*QUICK, command, *wide))
+    (planned,) = json.loads(storm.isoflop("plan", "format=json").stdout)["points"]
+    assert planned["devices"] == 4, "two nodes of two"
+    assert storm.isoflop("submit").returncode == 0
+    until(storm.done, 300)
+    (run,) = storm.folder.runs()
+    ranks = sorted(json.loads((run.path / "ranks.json").read_text()), key=lambda rank: int(rank["RANK"]))
+    assert [rank["RANK"] for rank in ranks] == ["0", "1", "2", "3"]
+    assert [rank["LOCAL_RANK"] for rank in ranks] == ["0", "1", "0", "1"]
+    assert {(rank["WORLD_SIZE"], rank["LOCAL_WORLD_SIZE"]) for rank in ranks} == {("4", "2")}
+    first, second = ({rank["host"] for rank in ranks[:2]}, {rank["host"] for rank in ranks[2:]})
+    assert len(first) == len(second) == 1 and first != second
+    assert {rank["CUDA_VISIBLE_DEVICES"] for rank in ranks} == {"0,1"}
+    assert len(run.attempts()) == 1
+
+
+def test_a_canary_that_dies_leaves_no_task_that_can_never_start(slurm: Cluster, tmp_path: Path) -> None:
+    storm = Storm(slurm, tmp_path, sweep=(*QUICK, "trainer.command='sh -c \"sleep 3; exit 3\"'", "cluster.canary=true"))
+    assert storm.isoflop("submit").returncode == 0
+    assert len(storm.jobs()) == 4
+    until(lambda: [job["state"] for job in storm.jobs().values()].count("RUNNING") == 1, 300)
+    until(lambda: not storm.jobs(), 300)
+    assert sorted(point["state"] for point in storm.points()) == ["failed", "planned", "planned", "planned"]
+
+
+def test_the_ceiling_of_devices_holds(slurm: Cluster, tmp_path: Path) -> None:
+    storm, gate = waiting_sweep(slurm, tmp_path, "cluster.max_gpus=2")
+    assert storm.isoflop("submit").returncode == 0
+    until(lambda: len(storm.running()) == 2, 300)
+    storm.pause(5)
+    assert len(storm.running()) == 2, "the others wait"
+    gate.touch()
+    storm.finish(300)
