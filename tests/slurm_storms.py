@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -47,6 +48,7 @@ class Storm:
         self.overrides = (*sweep, f"root={root}", *ON_SLURM)
         self.said: list[str] = []
         """Every fault and every command's answer, with the time: what a failing test prints."""
+        self.struck: Counter[str] = Counter()
         self._began = time.monotonic()
         self._repairs: list[tuple[float, str, Callable[[], None]]] = []
 
@@ -84,6 +86,7 @@ class Storm:
         """One fault: the one named, else whichever fate draws."""
         chosen = name or self.fate.choice(list(FAULTS))
         self.note(chosen)
+        self.struck[chosen] += 1
         FAULTS[chosen](self)
 
     def pause(self, seconds: float) -> None:
@@ -152,7 +155,11 @@ def steady(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def interleaved(run: RunFolder) -> list[int]:
-    """Attempts that wrote a row after a later attempt had: none, where one at a time writes."""
+    """Attempts that wrote a row after a later attempt had: none where one at a time writes.
+
+    A process that was frozen in the middle of an update writes that one row when it wakes, before it sees that its lock
+    is gone: readers pass it over.
+    """
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
     attempts = [row["attempt"] for row in rows]
     return [before for before, after in itertools.pairwise(attempts) if after < before]

@@ -79,6 +79,6 @@ def assert_as_calm(storm: Storm, calm: SweepFolder) -> None:
     assert [run.run_id for run in storm.folder.runs()] == [run.run_id for run in calm.runs()]
     for disturbed, undisturbed in zip(storm.folder.runs(), calm.runs(), strict=True):
         assert measured(disturbed) == measured(undisturbed), storm.report(disturbed.run_id)
-        assert not interleaved(disturbed), storm.report(disturbed.run_id)
+        assert len(interleaved(disturbed)) <= storm.struck["hang_node"], storm.report(disturbed.run_id)
         assert holder(disturbed.path) is None
         assert all("why" in attempt for attempt in disturbed.attempts()), storm.report(disturbed.run_id)
