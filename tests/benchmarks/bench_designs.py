@@ -1,0 +1,338 @@
+"""Designs and forecasts: the worked example, forms that fail, real data, speed.
+
+    python tests/benchmarks/bench_designs.py [data folder] [sweeps, default 1000] [example|forms|real|speed ...]
+
+The example is Epoch's law with noise 0.005 in log loss and N* at 5.76e23 FLOPs as the target, against a Chinchilla-like
+sweep of 5.1e22 FLOPs. Errors are those of log N*. Without a data folder the real sets are skipped. Set
+OMP_NUM_THREADS=1; all of it takes about half an hour.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from analysis_designs import (
+    COST,
+    FAR,
+    LAW,
+    N_OPT,
+    NOISE,
+    Losses,
+    bent,
+    classic,
+    formed,
+    grid,
+    joined,
+    laws_about,
+    repeated,
+    trunks,
+    undertuned,
+)
+
+from analysis.config import Objective, Resample
+from analysis.fitting.bootstrap import resample
+from analysis.fitting.isoflop import group_budgets
+from analysis.fitting.optimum import fit_cost, optimum
+from analysis.fitting.parametric import fit_parametric, refit_parametric
+from analysis.fitting.values import Cost, Floats, ParametricFit, Rows, loss_of_laws
+from analysis.planning.candidates import Candidates
+from analysis.planning.extensions import errors_if_bent
+from analysis.planning.forecast import forecast
+from analysis.planning.information import huber_factor, standard_errors
+from analysis.planning.lackoffit import lack_of_fit
+from analysis.planning.noise import estimate_noise
+from analysis.planning.optimal import Constraints, optimal_design
+from trainer.errors import UserError
+
+TOTAL = 5.106e22
+LEVEL = 0.9
+TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+BOOTSTRAPS = 200
+Points = tuple[Floats, Floats]
+
+
+def rows_of(params: Floats, tokens: Floats, flops: Floats, loss: Floats) -> Rows:
+    names = tuple(map(str, range(len(loss))))
+    return Rows(
+        params=params,
+        tokens=tokens,
+        flops=flops,
+        loss=loss,
+        budget=group_budgets(flops),
+        point_id=names,
+        run_id=names,
+        cluster_id=names,
+        seed=np.full(len(loss), np.nan),
+    )
+
+
+def designs() -> Iterator[tuple[str, float, Points, float, int]]:
+    """Name, share of the classic sweep's FLOPs, points, efficiency, reserved."""
+    yield "classic", 1.0, classic()[:2], np.nan, 0
+    ladder = trunks(reach=100.0)
+    cases = [(f"{w:g}x", grid(w), Constraints(window=w), s) for w, s in ((10.0, 0.2), (30.0, 0.08), (100.0, 0.1))]
+    cases += [(f"{w:g}x, bare", grid(w), Constraints(window=w, reserved=0), s) for w, s in ((10.0, 0.2), (30.0, 0.08))]
+    cases += [("none", grid(300.0, sizes=41), Constraints(window=None), 0.1)]
+    cases += [("none, bare", grid(300.0, sizes=41), Constraints(window=None, reserved=0), 0.1)]
+    for w, s in ((10.0, 0.2), (30.0, 0.08)):
+        cases += [(f"{w:g}x, 3 seeds", grid(w), Constraints(window=w, replicates=3), s)]
+        cases += [(f"{w:g}x, WSD", ladder, Constraints(window=w), s)]
+        cases += [(f"{w:g}x, WSD, 3 seeds", ladder, Constraints(window=w, replicates=3), s)]
+    for name, those, constraints, share in cases:
+        design = optimal_design(those, LAW[None], N_OPT, NOISE, COST, share * TOTAL, constraints)
+        at = np.repeat(design.indices, design.counts)
+        yield name, share, (those.params[at], those.tokens[at]), design.efficiency, len(design.reserved)
+
+
+def simulated(points: Points, log_loss: Floats, objective: Objective, sweeps: int) -> tuple[Floats, Floats, Floats]:
+    """Refits of simulated sweeps: theta, errors of log N* against Epoch's law, and the noise."""
+    noise = NOISE * np.random.default_rng(0).standard_normal((sweeps, len(points[0])))
+    start = fit_parametric(*points, np.exp(log_loss), objective=objective)
+    assert isinstance(start, ParametricFit)
+    theta, good = refit_parametric(*points, np.exp(log_loss), np.ones_like(noise), start, shift=noise)
+    assert good.mean() > 0.99
+    return theta, np.log(optimum(theta, COST, FAR)[0]), noise
+
+
+def covered(
+    points: Points, log_loss: Floats, theta: Floats, noise: Floats, objective: Objective, truth: float
+) -> float:
+    """How often the bootstrap's nominal interval of N* holds the truth, over the simulated sweeps."""
+    rows = rows_of(*points, 6 * points[0] * points[1], np.exp(log_loss))
+    weights = resample(rows, Resample.budgets, BOOTSTRAPS, 0).weights
+    start = fit_parametric(*points, np.exp(log_loss), objective=objective)
+    assert isinstance(start, ParametricFit)
+    hits = 0
+    for law, error in zip(theta, noise, strict=True):
+        near = replace(start, **dict(zip(("log_A", "log_B", "log_E", "alpha", "beta"), map(float, law), strict=True)))
+        many, good = refit_parametric(*points, np.exp(log_loss + error), weights, near)
+        low, high = np.quantile(np.log(optimum(many[good], COST, FAR)[0]), TAILS)
+        hits += low <= truth <= high
+    return hits / len(theta)
+
+
+def example(sweeps: int) -> None:
+    truth = float(np.log(optimum(LAW, COST, FAR)[0]))
+    print(f"\nThe worked example: errors of log N*, {sweeps} simulated sweeps; cover: of nominal {LEVEL:.0%} intervals")
+    print("window             FLOPs runs resv  effic | linear  refits    bias  cover | huber: linear  refits  cover")
+    for name, share, points, efficiency, reserved in designs():
+        log_loss = formed(*points)
+        linear = standard_errors(*points, LAW[None], N_OPT, NOISE, COST)[0]
+        cells = []
+        for objective in (Objective.squared, Objective.huber):
+            theta, found, noise = simulated(points, log_loss, objective, sweeps)
+            cells.append((found.std(), found.mean() - truth, covered(points, log_loss, theta, noise, objective, truth)))
+        (least, bias, cover), (robust, _, other) = cells
+        print(
+            f"{name:18s} {share:5.0%} {len(points[0]):4d} {reserved:4d} {efficiency:6.3f} | {linear:.4f}  {least:.4f} "
+            f"{bias:+.4f} {cover:6.1%} |        {linear * huber_factor(1e-3, NOISE):.4f}  {robust:.4f} {other:6.1%}",
+            flush=True,
+        )
+
+
+def forms(sweeps: int) -> None:
+    """What happens where the form does not hold: bias of log N* in standard errors, coverage, the warning."""
+    losses: dict[str, Losses] = {
+        "of the form": formed,
+        "alpha + .02 log N": bent(0.01, 0.0),
+        "alpha + .04 log N": bent(0.02, 0.0),
+        "beta - .04 log D": bent(0.0, -0.02),
+        "beta - .08 log D": bent(0.0, -0.04),
+        "interaction": joined,
+        "repeated data": repeated,
+        "undertuned": undertuned,
+    }
+    print("\nForms that fail: coverage of nominal 90 % intervals (refits' own spread), and how often the warning fires")
+    for name, share, points, _, _ in designs():
+        if "WSD" in name or "seeds" in name or name.startswith("none"):
+            continue
+        bent_to = errors_if_bent(*points, LAW, N_OPT[0], NOISE, COST)
+        said = ", ".join(f"{key} {value:.3f}" for key, value in bent_to.items())
+        print(f"{name}, {share:.0%}: error of log N* if a coefficient is left free: {said}")
+        for form, loss in losses.items():
+            truth = _lowest(loss)
+            theta, found, noise = simulated(points, loss(*points), Objective.huber, sweeps)
+            half = 1.645 * found.std()
+            fired = _warned(points, loss(*points), theta, noise)
+            inside = np.abs(found - truth) <= half
+            print(
+                f"    {form:18s} bias {found.mean() - truth:+.3f} ({(found.mean() - truth) / found.std():+5.1f} sd)  "
+                f"covered {inside.mean():6.1%}  warned {fired.mean():6.1%}  either {(inside | fired).mean():6.1%}",
+                flush=True,
+            )
+
+
+def _lowest(loss: Losses) -> float:
+    """Log N* of a surface; repeated data and tuning are no part of the law sought, so Epoch's stands for those."""
+    if loss in (repeated, undertuned):
+        return float(np.log(optimum(LAW, COST, FAR)[0]))
+    log_n = np.linspace(22, 29, 70_001)
+    return float(log_n[np.argmin(loss(np.exp(log_n), FAR / 6 / np.exp(log_n)))])
+
+
+def _warned(points: Points, log_loss: Floats, theta: Floats, noise: Floats) -> Floats:
+    start = fit_parametric(*points, np.exp(log_loss))
+    assert isinstance(start, ParametricFit)
+    out = []
+    for law, error in zip(theta, noise, strict=True):
+        names = dict(zip(("log_A", "log_B", "log_E", "alpha", "beta"), map(float, law), strict=True))
+        left = log_loss + error - np.log(loss_of_laws(law, *map(np.log, points)))
+        out.append(lack_of_fit(*points, np.exp(log_loss + error), replace(start, residuals=left, **names)).fails)
+    return np.array(out)
+
+
+def real_sets(folder: Path) -> Iterator[tuple[str, Floats, Floats, Floats, Floats]]:
+    epoch = pd.read_csv(folder / "chinchilla_fig4_left_epoch.csv")
+    yield "Epoch's 240 rows", *_columns(epoch[epoch["epoch_fit_sample"] == 1])
+    porian = pd.read_csv(folder / "porian_isoflop_points.csv")
+    porian = porian[(porian["dataset"] == "rw") & (porian["param_count"] == "standard") & (porian["warmup"] == "short")]
+    yield "Porian, tuned", *_columns(porian[porian["hparams"] == "tuned"])
+    yield "Porian, base", *_columns(porian[(porian["hparams"] == "base") & (porian["decay"] == "kaplan")])
+    gadre = pd.read_csv(folder / "gadre_models.csv")
+    yield "Gadre, C4", *_columns(gadre[(gadre["train_dataset"] == "c4_original") & (gadre["eval_data"] == "c4_val")])
+    olmo = pd.read_csv(folder / "olmo_ladder_curves.csv").sort_values("step").groupby("run").tail(1)
+    yield "OLMo ladder", *_columns(olmo.assign(loss=olmo["loss_c4_en"]))
+
+
+def _columns(table: pd.DataFrame) -> tuple[Floats, Floats, Floats, Floats]:
+    flops = table["flops"] if "flops" in table else 6.0 * table["params"] * table["tokens"]
+    columns = (table["params"], table["tokens"], flops, table["loss"])
+    n, d, c, loss = (each.to_numpy(dtype=float, copy=True) for each in columns)
+    return n, d, c, loss
+
+
+def real(folder: Path, subsets: int = 200) -> None:
+    """A fifth of the FLOPs of what was really trained, chosen by Epoch's law or after the cheapest points were seen."""
+    print(
+        "\nReal data: at most 20 % of the FLOPs; N* and L* at the largest C; nominal 90 % intervals by drawing points"
+    )
+    print(
+        "set              prior, window    rows chosen | N*: full, interval | L*: full, interval | widths over random's"
+    )
+    for name, n, d, c, loss in real_sets(folder):
+        cost, far = fit_cost(n, d, c), float(c.max())
+        full = fit_parametric(n, d, loss)
+        assert isinstance(full, ParametricFit)
+        goal = [float(x) for x in optimum(full.array(), cost, far)]
+        typical = _random_widths(n, d, c, loss, cost, far, subsets)
+        those, target = Candidates(params=n, tokens=d, flops=c, price=c), (replace(N_OPT[0], flops=far),)
+        first = _cheapest(c, 0.02)
+        for prior, window in (("Epoch's law", 10.0), ("Epoch's law", None), ("first 2 %", 10.0), ("first 2 %", None)):
+            pinned = np.zeros(len(n), dtype=np.int64)
+            laws, noise = LAW[None], NOISE
+            if prior == "first 2 %":
+                pinned[first] = 1
+                laws, noise = _prior(n, d, loss, first)
+            limits, options = Constraints(window=window), {"pinned": pinned}
+            label = f"{name:16s} {prior:11s} {window or 'none':>4} {len(n):5d}"
+            try:
+                design = optimal_design(those, laws, target, noise, cost, 0.2 * c.sum(), limits, **options)
+            except UserError as error:
+                print(f"{label}        | {error}")
+                continue
+            ends = _ends(n, d, c, loss, design.indices, cost, far)
+            if ends is None:
+                print(f"{label} {len(design.indices):6d} | no interval: the points support no law, or few resamples do")
+                continue
+            told = [
+                f"{value:9.4g} {low:.4g}-{high:.4g} {'in ' if low <= value <= high else 'OUT'}"
+                for value, (low, high) in zip((goal[0], goal[2]), ends, strict=True)
+            ]
+            ratio = [np.log(high / low) / width for (low, high), width in zip(ends, typical, strict=True)]
+            print(
+                f"{label} {len(design.indices):6d} | {told[0]} | {told[1]} | N* {ratio[0]:.2f}  L* {ratio[1]:.2f} | "
+                f"{_verdict(n, d, loss, design.indices)}",
+                flush=True,
+            )
+
+
+def _verdict(n: Floats, d: Floats, loss: Floats, at: np.ndarray) -> str:
+    """Whether the fit of the chosen points warns that the form fails."""
+    fit = fit_parametric(n[at], d[at], loss[at])
+    assert isinstance(fit, ParametricFit)
+    return lack_of_fit(n[at], d[at], loss[at], fit).where or "no warning"
+
+
+def _random_widths(n: Floats, d: Floats, c: Floats, loss: Floats, cost: Cost, far: float, subsets: int) -> list[float]:
+    """Median log widths of the intervals of N* and L* from random points of a fifth of the FLOPs."""
+    rng, widths = np.random.default_rng(0), []
+    for _ in range(subsets):
+        kept, spent = [], 0.0
+        for i in rng.permutation(len(n)):  # whatever still fits
+            if spent + c[i] <= 0.2 * c.sum():
+                kept.append(i)
+                spent += c[i]
+        found = _ends(n, d, c, loss, np.array(kept), cost, far)
+        widths.append([np.inf, np.inf] if found is None else [np.log(high / low) for low, high in found])
+    return [float(each) for each in np.median(widths, axis=0)]
+
+
+def _cheapest(flops: Floats, share: float) -> np.ndarray:
+    """Rows of the cheapest points within a share of all FLOPs, no fewer than eight."""
+    order = np.argsort(flops, kind="stable")
+    return order[: max(8, int(np.searchsorted(np.cumsum(flops[order]), share * flops.sum())))]
+
+
+def _prior(n: Floats, d: Floats, loss: Floats, first: np.ndarray) -> tuple[Floats, float]:
+    """Laws and noise from the cheapest points; Epoch's law and 1 % where these tell none."""
+    fit = fit_parametric(n[first], d[first], loss[first])
+    if not isinstance(fit, ParametricFit) or fit.certificate.unidentified:
+        return LAW[None], 0.01
+    return fit.array()[None], estimate_noise(n[first], d[first], loss[first], fit).value
+
+
+def _ends(
+    n: Floats, d: Floats, c: Floats, loss: Floats, at: np.ndarray, cost: Cost, far: float
+) -> list[tuple[float, float]] | None:
+    """The bootstrap intervals of N* and L* at ``far`` from the rows ``at``."""
+    fit = fit_parametric(n[at], d[at], loss[at])
+    if not isinstance(fit, ParametricFit):
+        return None
+    rows = rows_of(n[at], d[at], c[at], loss[at])
+    theta, good = refit_parametric(n[at], d[at], loss[at], resample(rows, Resample.cases, BOOTSTRAPS, 0).weights, fit)
+    if good.sum() < BOOTSTRAPS / 2:
+        return None
+    sizes, _, losses = optimum(theta[good], cost, far)
+    return [(float(low), float(high)) for low, high in (np.quantile(sizes, TAILS), np.quantile(losses, TAILS))]
+
+
+def speed() -> None:
+    print("\nSpeed")
+    those = grid(10.0, 100, 50)
+    for count in (1, 16):
+        begin = time.perf_counter()
+        design = optimal_design(those, laws_about(count), N_OPT, NOISE, COST, 0.2 * TOTAL, Constraints())
+        spent = time.perf_counter() - begin
+        print(f"{design.counts.sum()} of {len(those)} candidates, {count} laws: {spent:.2f} s, {design.efficiency:.3f}")
+    params, tokens, flops = classic()
+    begin = time.perf_counter()
+    rows = (params, tokens, flops, group_budgets(flops))
+    forecast(*rows, laws_about(64), noise=NOISE, targets=(1e21, FAR), cost=COST)
+    print(f"forecast of {len(params)} points, 1000 sweeps: {time.perf_counter() - begin:.2f} s")
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    folders = [Path(word) for word in words if Path(word).is_dir()]
+    sweeps = next((int(word) for word in words if word.isdigit()), 1000)
+    every = ("speed", "example", "forms", "real")
+    parts = [word for word in words if word in every] or list(every)
+    for part in parts:
+        if part == "real" and folders:
+            real(folders[0])
+        elif part != "real":
+            {"example": lambda: example(sweeps), "forms": lambda: forms(sweeps), "speed": speed}[part]()
+
+
+if __name__ == "__main__":
+    main()
