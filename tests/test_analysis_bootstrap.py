@@ -94,6 +94,13 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         resample(made_up(), Resample.residuals, 10, 0)
 
 
+def test_a_way_to_draw_may_be_its_name() -> None:
+    named, plain = resample(made_up(), "sizes", 20, 0), resample(made_up(), Resample.sizes, 20, 0)  # type: ignore[arg-type]
+    assert (named.weights == plain.weights).all()
+    with pytest.raises(UserError, match=r"fit\.resample=size"):
+        resample(made_up(), "size", 20, 0)  # type: ignore[arg-type]
+
+
 def test_a_seed_repeats() -> None:
     for how in (Resample.budgets, Resample.bayesian, Resample.subsample):
         first, again, other = (resample(made_up(), how, 20, seed).weights for seed in (1, 1, 2))

@@ -71,13 +71,6 @@ def test_an_overflowed_c_is_left_out_and_a_huge_one_is_not() -> None:
     assert _cleaned(exact, "logged").points["flops_logged"].tolist() == [2.4e24, 4.8e24, 9.6e24, 1.92e25]
 
 
-def test_a_loss_worse_than_guessing_is_left_out_where_its_unit_is_known() -> None:
-    losses = [3.5, 3.4, 15.5, 3.2]
-    reasons = _reasons(_tables(loss=losses, loss_unit="nats/token"))
-    assert reasons == {"row 3": "loss is above 15 nats per token, worse than guessing"}
-    assert _reasons(_tables(loss=losses)) == {}
-
-
 def test_a_run_off_its_schedule_is_left_out() -> None:
     tables = _tables(horizon=[2e9, 2.05e9, 4e9, None])
     assert _reasons(tables) == {"row 3": "its schedule was for 4e+09 tokens, it ended at 2e+09"}

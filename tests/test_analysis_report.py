@@ -180,7 +180,7 @@ def test_the_fit_card_follows_the_checklist(page: Reader, fit: FitResult) -> Non
         "4 of 5 budgets have a usable minimum",
         "delta = 0.001",
         f"{three.fit.objective:.6g}",
-        "Newton's method with the exact Hessian",
+        "Newton's method with the exact Hessian, damped, on (log A, log B, E, alpha, beta)",
         f"{three.fit.certificate.starts}, of which {three.fit.certificate.starts_agreeing} ended at the best",
         "Converged yes",
         fit.interval.method,

@@ -20,7 +20,7 @@ def test_run_plans_trains_fits_and_reports(isoflop: Command, folder: SweepFolder
     report, figures, fit = (Path(line) for line in said.out.split()[-3:])
     assert report.name == "report.html"
     assert report.stat().st_size > 100_000
-    assert {path.suffix for path in figures.iterdir()} == {".png", ".svg"}
+    assert {path.suffix for path in figures.iterdir()} == {".png", ".svg", ".pdf"}
     assert json.loads(fit.read_text())["rows"]["used"] == 12
     assert all(len(records) == 1 for records in finals(folder).values())
     again = isoflop("run", *smoke(folder))

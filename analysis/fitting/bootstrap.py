@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from analysis.config import Resample
+from analysis.config import Resample, chosen
 from analysis.fitting.values import Estimate, Floats, Ints, ParametricFit, Rows
 from trainer.errors import UserError
 
@@ -81,6 +81,7 @@ def resample(rows: Rows, how: Resample, replicates: int, seed: int, law: Paramet
     ----------
     Rubin, "The Bayesian bootstrap", Ann. Statist. 9 (1981); Davison and Hinkley, "Bootstrap methods" (1997), ch. 6.
     """
+    how = chosen(Resample, how, "fit.resample")
     rng, n = np.random.default_rng(seed), len(rows)
     match how:
         case Resample.budgets:

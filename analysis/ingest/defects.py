@@ -11,8 +11,6 @@ from analysis.ingest.fill import FLOPS, SIZES
 
 SCHEDULE_MISS = 0.05
 """Share by which a run's tokens may differ from its schedule's."""
-GUESSING = 15.0
-"""Nats per token that no vocabulary in use costs, even when it is guessed at: ln(3 million)."""
 TOKENS_PER_STEP = 1.5
 """Factor by which tokens per step may change within a run."""
 STRETCHES = 10
@@ -41,8 +39,6 @@ def defects(
         yield f"{column} is missing or not a number", missing
         yield f"{column} is not positive", points[column] <= 0
     yield "unique_tokens is not positive", points["unique_tokens"] <= 0
-    nats = points["loss_unit"] == "nats/token"
-    yield f"loss is above {GUESSING:g} nats per token, worse than guessing", nats & (points["loss"] > GUESSING)
     off = (points["tokens"] / points["horizon"] - 1).abs() > SCHEDULE_MISS
     yield _mismatch(points, off), off
     faults = counter_faults(curves)
