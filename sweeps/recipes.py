@@ -86,6 +86,7 @@ def make_runtime(config: Config, recipe: Recipe) -> Runtime:
         checkpoint_seconds=trainer.checkpoint_seconds,
         keep=trainer.keep,
         tracking=config.tracking,
+        peak_flops=config.device.flops_per_second,
     )
 
 

@@ -27,6 +27,7 @@ from sweeps.render import live, say, say_refused, show_submission
 from sweeps.slurm import Scheduler
 from sweeps.state import ENDED, PointState, State, inspect
 from trainer.errors import MachineFault, UserError
+from trainer.mirror import tell_rest
 
 REFRESH_SECONDS = 1.0
 FRUITLESS_SUBMISSIONS = 3
@@ -108,6 +109,7 @@ def _body(raw: DictConfig) -> int:
         stop_workers(folder)
         return complain(f"interrupted; `{again('run')}` continues where it stopped", INTERRUPTED)
     code = report_failures(states)
+    tell_rest(folder.path)
     try:
         fit_sweep(config, folder)
     except UserError as error:

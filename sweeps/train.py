@@ -23,6 +23,7 @@ from sweeps.state import PointState, inspect
 from sweeps.status import select
 from sweeps.worker import execute
 from trainer.errors import MachineFault, UserError
+from trainer.mirror import Mirror
 from trainer.runfolder import FAILED
 
 
@@ -57,7 +58,11 @@ def _body(raw: DictConfig) -> int:
             show(states())
             return "interrupted" if interrupted else None
 
-        verdict = execute(run, "train", should_stop, lambda: open_run(run, point.run, retry=True))
+        mirror = Mirror(folder.path)
+        try:
+            verdict = execute(run, "train", should_stop, mirror, lambda: open_run(run, point.run, retry=True))
+        finally:
+            mirror.close(hurry=bool(interrupted))
     if interrupted:
         return complain(f"interrupted; the same command continues {run.run_id}", INTERRUPTED)
     if verdict is None:

@@ -17,6 +17,7 @@ from sweeps.jobs import Job, read_job
 from trainer.config import DeviceKind
 from trainer.errors import MachineFault, UserError
 from trainer.lock import BEAT_SECONDS, Lock, LockLost, holder
+from trainer.mirror import Mirror
 from trainer.runfolder import FAILED, LOST, RunConfig, RunFolder, final_record, lost_in_a_row
 
 ShouldStop = Callable[[], str | None]
@@ -76,7 +77,7 @@ class Worker:
         self, sweep: Path, runs: Sequence[str], job: str, lost_attempts: int, facts: Mapping[str, Any] | None = None
     ) -> None:
         self._runs = [RunFolder(sweep / run, facts) for run in runs]
-        self._job, self._lost_attempts = job, lost_attempts
+        self._sweep, self._job, self._lost_attempts = sweep, job, lost_attempts
         self.failed: set[str] = set()
 
     def go(self, should_stop: ShouldStop, *, wait_for_others: bool = False) -> int:
@@ -87,17 +88,24 @@ class Worker:
         wait_for_others
             Stay while somebody else holds a run of ours: should he vanish, nobody else would take it up.
         """
+        mirror = Mirror(self._sweep)
+        try:
+            self._go(should_stop, mirror, wait_for_others)
+        finally:
+            mirror.close(hurry=should_stop() is not None)
+        return len(self.failed)
+
+    def _go(self, should_stop: ShouldStop, mirror: Mirror, wait_for_others: bool) -> None:
         while should_stop() is None:
             folder = next((folder for folder in self._runs if self._open(folder) and holder(folder.path) is None), None)
             if folder is not None:
-                verdict = execute(folder, self._job, should_stop)
+                verdict = execute(folder, self._job, should_stop, mirror)
                 if verdict is not None and verdict.startswith(FAILED):
                     self.failed.add(folder.run_id)
             elif wait_for_others and self.unfinished():
                 time.sleep(BEAT_SECONDS)
             else:
                 break
-        return len(self.failed)
 
     def unfinished(self) -> bool:
         """Whether a run still has to be trained, by us or by whoever holds it."""
@@ -114,12 +122,18 @@ class Worker:
 
 
 def execute(
-    folder: RunFolder, job: str, should_stop: ShouldStop, prepare: Callable[[], None] = lambda: None
+    folder: RunFolder,
+    job: str,
+    should_stop: ShouldStop,
+    mirror: Mirror,
+    prepare: Callable[[], None] = lambda: None,
 ) -> str | None:
     """Claim one run and bring it to its end; one that has ended is left as it is.
 
     Parameters
     ----------
+    mirror
+        Is told of the run.
     prepare
         Called first, once the run is claimed.
 
@@ -137,7 +151,12 @@ def execute(
         if lock is None:
             return None
         prepare()
-        poll = _Poll(lambda: _stop_reason(folder, lock, should_stop))
+
+        def ask() -> str | None:
+            mirror.check()
+            return _stop_reason(folder, lock, should_stop)
+
+        poll = _Poll(ask)
         _close_lost_attempt(folder)
         try:
             config = folder.read_config()
@@ -147,6 +166,7 @@ def execute(
         known = folder.points()
         if all(point_id in known for point_id in config.recipe.point_ids):
             return str(known[config.recipe.point_ids[0]]["verdict"])
+        mirror.follow(folder, config)
         try:
             if config.recipe.command is not None:
                 return train_externally(folder, config, job, poll)

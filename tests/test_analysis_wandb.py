@@ -18,12 +18,13 @@ from analysis.config import Fill
 from analysis.ingest.runs import read_runs
 from analysis.ingest.tables import Tables
 from analysis.ingest.wandb_api import PAUSES, read_project
-from analysis.ingest.wandb_files import BLOCK, read_attempt, read_offline
+from analysis.ingest.wandb_files import read_attempt, read_offline
 from analysis.ingest.wandb_runs import FINISHED
 from trainer.config import Backend, TrackingConfig, WandbMode
 from trainer.errors import UserError
 from trainer.runfolder import RunFolder, final_record
 from trainer.tracking import WandbTracker, summary_of
+from trainer.wandb_log import BLOCK
 
 OURS = TrackingConfig(backend=Backend.wandb, mode=WandbMode.offline, project="study", every_seconds=0.0)
 STEPS = 300

@@ -31,7 +31,6 @@ from trainer.lock import LockLost
 from trainer.model import Transformer, initial_params, matrix_params
 from trainer.runfolder import DIVERGED, DONE, RunConfig, RunFolder, final_record
 from trainer.schedule import rate_factor
-from trainer.tracking import Tracker, open_tracker, summary_of
 
 EVAL_TOKENS = 4096
 """Tokens per forward pass of an evaluation, whatever the batch, so that its sum does not depend on how one trains."""
@@ -74,19 +73,15 @@ def train(
     config = _tuned(folder, config, device)
     run = _Run(folder, config, corpus, device)
     attempt = folder.start_attempt(job, run.step)
-    tracker = open_tracker(folder.path, config, attempt=attempt, job=job)
     try:
-        outcome = run.go(attempt, tracker, should_stop)
+        outcome = run.go(attempt, should_stop)
     except LockLost:
-        tracker.finish(False)
         raise
     except BaseException as error:
         with suppress(MachineFault):  # the disk that failed the run may fail this line too
             folder.end_attempt(attempt, f"exception: {_last_line(error)}")
-        tracker.finish(False)
         raise
     folder.end_attempt(attempt, run.why or outcome)
-    tracker.finish(not outcome.startswith(STOPPED))
     if not outcome.startswith(STOPPED):
         checkpoint.free(folder.checkpoints, config.run_id, config.runtime.keep)
     return outcome
@@ -122,7 +117,7 @@ class _Run:
         self._clock = time.perf_counter()
         self._clock_step = self.step
 
-    def go(self, attempt: int, tracker: Tracker, should_stop: Callable[[], str | None]) -> str:
+    def go(self, attempt: int, should_stop: Callable[[], str | None]) -> str:
         """Train to the end, to divergence, or until asked to stop."""
         runtime, recipe = self.config.runtime, self.recipe
         evals = {*runtime.eval_steps, recipe.steps}
@@ -137,15 +132,14 @@ class _Run:
             if evaluated or self.step % runtime.log_every == 0:
                 row = self._row(lr, norm, evaluated=evaluated)
                 self.folder.append_metrics(row | {"attempt": attempt, "time": time.time()})
-                tracker.log(row)
                 self.why = self._divergence(row)
                 if self.why:
-                    return self._conclude(DIVERGED, None, attempt, tracker)
+                    return self._conclude(DIVERGED, None, attempt)
             if time.monotonic() - self._saved_at >= runtime.checkpoint_seconds and self.step < recipe.steps:
                 self._save()
         if runtime.keep is not Keep.none:
             self._save()
-        return self._conclude(DONE, self.window.val_loss, attempt, tracker)
+        return self._conclude(DONE, self.window.val_loss, attempt)
 
     def _update(self, lr: float) -> Tensor:
         """One update over the batch of this step, in micro-batches; returns the gradient's norm."""
@@ -217,7 +211,7 @@ class _Run:
                 total += self.model.loss(chunk)
         return float(total) / (len(self._windows) * shape.sequence)
 
-    def _conclude(self, verdict: str, loss: float | None, attempt: int, tracker: Tracker) -> str:
+    def _conclude(self, verdict: str, loss: float | None, attempt: int) -> str:
         """Write the final record: from here on the run is over, whatever happens to this process."""
         tokens = self.step * self.recipe.optim.batch
         bits = None if loss is None else loss / math.log(2) / self.corpus.bytes_per_token
@@ -232,7 +226,6 @@ class _Run:
             attempt=attempt,
         )
         self.folder.write_point(record)
-        tracker.summary(summary_of(record))
         return verdict
 
     def _save(self) -> None:

@@ -60,6 +60,8 @@ class Runtime:
     checkpoint_seconds: float
     keep: Keep
     tracking: TrackingConfig
+    peak_flops: float | None = None
+    """FLOPs per second of one device at its peak, as its config states them."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Runtime:
@@ -76,6 +78,7 @@ class Runtime:
             checkpoint_seconds=raw["checkpoint_seconds"],
             keep=Keep(raw["keep"]),
             tracking=TrackingConfig(**tracking),
+            peak_flops=raw.get("peak_flops"),
         )
 
 

@@ -1,156 +1,191 @@
-"""Mirrors of a run's rows. The run folder is the record; a mirror may fail without costing the run anything."""
+"""What W&B is told of a run: its identity, config, rows and final values, all taken from the run folder.
+
+Nothing here is part of training. A :class:`WandbRun` can be opened at any time, by the mirror that follows a run
+(:mod:`trainer.mirror`) or long afterwards; it hands over the rows that W&B does not have yet, each at most once.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import time
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from trainer.config import Backend, TrackingConfig, WandbMode
 from trainer.runfolder import RunConfig
+from trainer.wandb_log import MAGIC, records
 
-INIT_SECONDS = 30.0
-"""How long training waits for W&B's answer at the start."""
-
-
-class Tracker(Protocol):
-    """Where rows go."""
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Take one metrics row."""
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """Take the run's final values."""
-
-    def finish(self, exit_ok: bool) -> None:
-        """Hand over what is pending and close; ``exit_ok`` says that the run reached its verdict."""
-
-
-class NoTracker:
-    """Takes everything, keeps nothing."""
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Drop it."""
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """Drop them."""
-
-    def finish(self, exit_ok: bool) -> None:
-        """Nothing is pending."""
+INIT_SECONDS = 120.0
+"""How long W&B may take to take a run up,"""
+WRITE_SECONDS = 10.0
+"""and to have all of an offline run in its file."""
+LEAN = {
+    "silent": True,
+    "console": "off",
+    "init_timeout": INIT_SECONDS,
+    "disable_code": True,
+    "disable_git": True,
+    "disable_job_creation": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+}
+"""W&B gathers nothing by itself: the config carries commit and versions, and it would describe the mirror's process."""
 
 
-class Shielded:
-    """Several trackers as one. A tracker that fails is warned about once and left out from then on."""
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """A run as W&B is told of it, wherever it was read."""
 
-    def __init__(self, trackers: list[Tracker]) -> None:
-        self._trackers = list(trackers)
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Hand the row to each."""
-        self._each("log", row)
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """Hand the values to each."""
-        self._each("summary", values)
-
-    def finish(self, exit_ok: bool) -> None:
-        """Close each."""
-        self._each("finish", exit_ok)
-
-    def _each(self, method: str, argument: Any) -> None:
-        for tracker in list(self._trackers):
-            try:
-                getattr(tracker, method)(argument)
-            except Exception as error:
-                self._trackers.remove(tracker)
-                _warn(f"{type(tracker).__name__}.{method}", error)
+    run_id: str
+    sweep: str
+    tags: Sequence[str]
+    config: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    """Rows that no later attempt will void, in their order: the number of a row is its step in W&B."""
+    summary: Mapping[str, Any]
+    """Final values; empty while the run has not ended."""
 
 
-class WandbTracker:
-    """A W&B run with the run's own id: id and name = run id, group = sweep, x axis = tokens.
+def is_tracked(tracking: TrackingConfig) -> bool:
+    """Whether a run asks for a mirror."""
+    return tracking.backend is Backend.wandb and tracking.mode is not WandbMode.disabled
 
-    A resumed run logs some rows twice online; W&B's own step is never used, so readers tell them apart by ``tokens``.
+
+def story_config(config: RunConfig, attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The full resolved config, with the git commit, the job that trains the run now, and the number of its attempt."""
+    last: Mapping[str, Any] = attempts[-1] if attempts else {}
+    return config.to_dict() | {
+        "git_commit": config.provenance.get("git"),
+        "job": str(last.get("slurm") or last.get("job") or ""),
+        "attempt": last.get("attempt", 0),
+        "host": last.get("host"),
+    }
+
+
+def tags(config: RunConfig) -> list[str]:
+    """The run's budget, where it has one, and its size."""
+    size = f"params={config.recipe.model.params_non_embedding:.3g}"
+    return [size] if config.budget is None else [f"budget={config.budget:.3g}", size]
+
+
+def told_row(row: Mapping[str, Any], config: RunConfig, devices: int = 1) -> dict[str, Any]:
+    """A metrics row as W&B gets it: no empty values, its own time, and the share of the devices' peak (``mfu``)."""
+    told = {key: value for key, value in row.items() if value is not None and key != "time"}
+    if isinstance(row.get("time"), int | float):
+        told["_timestamp"] = row["time"]
+    speed, peak = row.get("tokens_per_second"), config.runtime.peak_flops
+    if "mfu" not in told and peak and isinstance(speed, int | float):
+        told["mfu"] = speed * config.recipe.model.flops(1) / (peak * devices)
+    return told
+
+
+def summary_of(points: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What W&B is told of a run's final records, by point id: the last point's values, and all records as JSON text.
+
+    The last point's tokens are ``final_tokens``, as ``tokens`` is the metrics' axis.
+    """
+    last = max(points.values(), key=lambda record: record["tokens"])
+    told = {name: last.get(name) for name in ("verdict", "loss", "bits_per_byte", "unique_tokens", "flags")}
+    whole = {"final_tokens": last["tokens"], "points": json.dumps(list(points.values()))}
+    return {name: value for name, value in told.items() if value is not None} | whole
+
+
+class WandbRun:
+    """One run in W&B while it is open: id and name = run id, group = sweep, axes = tokens and FLOPs.
+
+    Online, W&B's server knows how many rows it has, and gets those after them. Offline, the run is written anew and
+    whole, and what earlier attempts left on disk is removed once it is.
+
+    Parameters
+    ----------
+    folder
+        Under it lie W&B's own files, in ``wandb/``.
+    final
+        Whether the run will be brought to its end now; one that goes on elsewhere is left as it stands.
+
+    Raises
+    ------
+    Exception
+        Whatever W&B's client raises; here, and from every method.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, attempt: int, job: str) -> None:
+    def __init__(self, folder: Path, story: Story, tracking: TrackingConfig, *, final: bool = True) -> None:
         import wandb
 
-        tracking = config.runtime.tracking
-        self._every = tracking.every_seconds
-        self._pending: list[dict[str, Any]] = []
-        self._flushed = time.monotonic()
+        place = folder / "wandb"
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK):  # W&B would write into /tmp instead
+            raise PermissionError(f"{place} cannot be written to")
+        known = wandb.Settings.model_fields
+        lean = LEAN | {"x_update_finish_state": final}
+        self._story, self._offline = story, tracking.mode is WandbMode.offline
         self._run = wandb.init(
             project=tracking.project,
             entity=tracking.entity,
             mode=tracking.mode.value,
             dir=str(folder),
-            id=config.run_id,
-            name=config.run_id,
-            group=config.sweep,
+            id=story.run_id,
+            name=story.run_id,
+            group=story.sweep,
             job_type="train",
-            tags=_tags(config),
+            tags=list(story.tags),
             resume="allow",
-            config=config.to_dict() | {"attempt": attempt, "job": job},
-            settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS, x_disable_stats=True),
+            config=dict(story.config),
+            reinit="create_new",
+            settings=wandb.Settings(**{name: value for name, value in lean.items() if name in known}),
         )
-        self._run.define_metric("tokens")
+        self.handed_over = int(self._run.step)
+        """Rows that W&B has."""
+        for axis in ("tokens", "flops"):
+            self._run.define_metric(axis)
+        self._run.define_metric("val_loss", step_metric="flops")
         self._run.define_metric("*", step_metric="tokens")
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Keep the row until ``every_seconds`` have passed since rows were last handed over."""
-        self._pending.append({key: value for key, value in row.items() if value is not None})
-        if time.monotonic() - self._flushed >= self._every:
-            self._flush()
+    def hand_over(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Give W&B those of all the run's rows that it does not have."""
+        for number in range(self.handed_over, len(rows)):
+            self._run.log(dict(rows[number]), step=number, commit=True)
+        self.handed_over = max(self.handed_over, len(rows))
 
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """Write the run's summary; values logged in an earlier attempt do not count for W&B otherwise."""
-        self._flush()
-        self._run.summary.update(dict(values))
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Close the run with its final values; without any, as one that was interrupted and will go on.
 
-    def finish(self, exit_ok: bool) -> None:
-        """Hand over what is pending and close the run."""
-        self._flush()
-        self._run.finish(exit_code=0 if exit_ok else 1)
+        Raises
+        ------
+        OSError
+            If W&B's file is not whole: its disk is full, for example.
+        """
+        if summary:  # those logged by an earlier attempt do not count for W&B otherwise
+            self._run.summary.update(dict(summary))
+        else:
+            self._run.mark_preempting()
+        directory = Path(self._run.dir).parent
+        self._run.finish(exit_code=0 if summary else 1)
+        if self._offline:
+            self._keep_one(directory)
 
-    def _flush(self) -> None:
-        for row in self._pending:
-            self._run.log(row)
-        self._pending.clear()
-        self._flushed = time.monotonic()
-
-
-def summary_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a mirror is told of a final record: with the config, all that it holds.
-
-    Its tokens are ``final_tokens``, as ``tokens`` is the metrics' axis.
-    """
-    told = {name: record[name] for name in ("verdict", "loss", "bits_per_byte", "unique_tokens", "flags")}
-    return told | {"final_tokens": record["tokens"]}
-
-
-def open_tracker(folder: Path, config: RunConfig, *, attempt: int, job: str) -> Tracker:
-    """The mirror a run asks for; where it cannot be opened, a warning and no mirror."""
-    tracking: TrackingConfig = config.runtime.tracking
-    if tracking.backend is Backend.none or tracking.mode is WandbMode.disabled:
-        return NoTracker()
-    try:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        return Shielded([WandbTracker(folder, config, attempt, job)])
-    except Exception as error:
-        _warn("wandb.init", error)
-        return NoTracker()
+    def _keep_one(self, newest: Path) -> None:
+        file = newest / f"run-{self._story.run_id}.wandb"
+        deadline = time.monotonic() + WRITE_SECONDS
+        while not _is_closed(file):
+            if time.monotonic() > deadline:
+                raise OSError(f"W&B did not write all of {file}; is its disk full?")
+            time.sleep(0.05)
+        for earlier in newest.parent.glob(f"offline-run-*-{self._story.run_id}"):
+            if earlier != newest:
+                shutil.rmtree(earlier, ignore_errors=True)
 
 
-def _tags(config: RunConfig) -> list[str]:
-    size = f"params={config.recipe.model.params_non_embedding:.3g}"
-    return [size] if config.budget is None else [f"budget={config.budget:.3g}", size]
+def _is_closed(file: Path) -> bool:
+    """Whether a .wandb file holds all of a run, to the record of its exit, which is among the last."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-
-def _warn(what: str, error: Exception) -> None:
-    first = (str(error).splitlines() or [""])[0]
-    warnings.warn(
-        f"the run is no longer mirrored, but goes on: {what} failed with {type(error).__name__}: {first}", stacklevel=3
-    )
+    raw, faults = file.read_bytes(), list[str]()
+    found = list(records(raw, faults)) if raw.startswith(MAGIC) else []
+    return not faults and any(Record.FromString(one).WhichOneof("record_type") == "exit" for one in found[-4:])

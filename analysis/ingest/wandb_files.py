@@ -1,16 +1,9 @@
-"""Runs from W&B's own files (``run-<id>.wandb``), as offline runs leave them: no server, no login.
-
-A file is a header of seven bytes, then a log in LevelDB's framing: blocks of 32 KiB, in them chunks of a checksum, a
-length and a kind, and chunks make up records, which are protocol buffers. The format is W&B's internal one; only this
-module knows it.
-"""
+"""Runs from W&B's own files (``run-<id>.wandb``), as offline runs leave them: no server, no login."""
 
 from __future__ import annotations
 
 import json
-import struct
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +12,7 @@ from analysis.config import Fill, chosen
 from analysis.ingest.tables import Exclusion, Tables
 from analysis.ingest.wandb_runs import FINISHED, LoggedRun, tables_of_logged
 from trainer.errors import UserError
-
-MAGIC = b":W&B"
-HEADER = 7
-BLOCK = 32 * 1024
-CHUNK = struct.Struct("<IHB")
-"""crc32 of kind and content, length, kind."""
-FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+from trainer.wandb_log import MAGIC, records
 
 
 def read_offline(
@@ -129,7 +116,7 @@ def read_attempt(path: Path) -> Attempt:
     if not raw.startswith(MAGIC):
         return Attempt(faults=["is no .wandb file: it does not begin with :W&B"])
     spoilt = 0
-    for content in _records(raw, attempt.faults):
+    for content in records(raw, attempt.faults):
         try:
             _take(attempt, Record.FromString(content))
         except (DecodeError, ValueError):
@@ -139,38 +126,6 @@ def read_attempt(path: Path) -> Attempt:
     if not attempt.run_id:
         attempt.faults.append("names no run")
     return attempt
-
-
-def _records(raw: bytes, faults: list[str]) -> Iterator[bytes]:
-    """The whole records of a file; after a damaged chunk the next block is tried, as LevelDB does."""
-    at = HEADER
-    parts: list[bytes] | None = None
-    while at + CHUNK.size <= len(raw):
-        left = BLOCK - at % BLOCK
-        if left < CHUNK.size:  # a block's last bytes hold no chunk
-            at += left
-            continue
-        checksum, length, kind = CHUNK.unpack_from(raw, at)
-        begin = at + CHUNK.size
-        content = raw[begin : begin + length]
-        if len(content) < length and begin + length <= at + left:
-            break
-        sound = begin + length <= at + left and zlib.crc32(content, zlib.crc32(bytes([kind]))) == checksum
-        if not sound:
-            faults.append(f"is damaged at byte {at}; the rest was read")
-            at, parts = at + left, None
-            continue
-        at = begin + length
-        if kind in (FULL, FIRST):
-            parts = []
-        if parts is None:  # the record's beginning was in a damaged block
-            continue
-        parts.append(content)
-        if kind in (FULL, LAST):
-            yield b"".join(parts)
-            parts = None
-    if at < len(raw) or parts is not None:
-        faults.append(f"is cut short after {len(raw)} bytes; the rest was read")
 
 
 def _take(attempt: Attempt, record: Any) -> None:

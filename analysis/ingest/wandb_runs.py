@@ -6,7 +6,8 @@ last digit. Of other people's runs the points are what config, history and summa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from analysis.ingest.records import RunRows, missing_points, run_curve, run_poin
 from analysis.ingest.tables import Exclusion, Tables, joined
 from trainer.errors import UserError
 from trainer.recipe import check_schema
-from trainer.runfolder import RunConfig, final_record, flaw, valid_rows
+from trainer.runfolder import RunConfig, flaw, valid_rows
 
 FINISHED = "finished"
 """W&B's state of a run that ended well; the others are running, crashed, failed, killed and the like."""
@@ -88,7 +89,7 @@ def _mirror(run: LoggedRun) -> RunRows:
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         reason = f"its config lacks or garbles {error}"
         return RunRows(run_id=run.run_id, excluded=[Exclusion(row=run.run_id, reason=reason)])
-    records = dict(_final(config, run.summary))
+    records = _finals(run.summary, config.run_id)
     return RunRows(
         run_id=run.run_id,
         points=run_points(config, records),
@@ -97,23 +98,13 @@ def _mirror(run: LoggedRun) -> RunRows:
     )
 
 
-def _final(config: RunConfig, summary: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The final record that the summary tells of, where it is valid."""
-    verdict, tokens = summary.get("verdict"), summary.get("final_tokens")
-    if not isinstance(verdict, str) or not isinstance(tokens, int | float):
-        return
-    record = final_record(
-        config,
-        point_id=config.run_id,
-        tokens=int(tokens),
-        loss=summary.get("loss"),
-        verdict=verdict,
-        bits_per_byte=summary.get("bits_per_byte"),
-        unique_tokens=summary.get("unique_tokens"),
-        flags=summary.get("flags") or (),
-    )
-    if flaw(record, config.run_id) is None:
-        yield config.run_id, record
+def _finals(summary: Mapping[str, Any], run_id: str) -> dict[str, dict[str, Any]]:
+    """The valid final records that the summary tells of, by point id."""
+    try:
+        told = json.loads(summary.get("points") or "[]")
+        return {record["point_id"]: record for record in told if flaw(record, run_id) is None}
+    except (TypeError, ValueError, KeyError, AttributeError):  # edited by somebody
+        return {}
 
 
 def _foreign(runs: Sequence[LoggedRun], columns: Mapping[str, str] | None, fill: Fill, source: str) -> Tables:
