@@ -27,7 +27,9 @@ class FlatAdamW:
         self._rates = [group.rate for group in groups]
         sizes = [group.params for group in groups]
         parts = []
-        for group, param, gradient in zip(groups, self.master.split(sizes), self.gradient.split(sizes), strict=True):
+        for group, param, gradient in zip(
+            groups, torch.split(self.master, sizes), torch.split(self.gradient, sizes), strict=True
+        ):
             param.grad = gradient
             decay, eps = recipe.weight_decay * group.decay, recipe.eps * group.eps
             parts.append({"params": [param], "weight_decay": decay, "eps": eps})
