@@ -98,6 +98,8 @@ def typed(config: Any) -> Any:
 def from_shell(argument: str) -> str:
     """An argument as a shell's user writes it, in Hydra's grammar: ``where=x == 'a'`` -> ``where='x == \\'a\\''``."""
     name, _, value = argument.partition("=")
+    if name == "from":  # a Python keyword, so no field's name
+        return f"source={value}"
     if FREE_KEYS.match(argument):
         return f"++{argument}"
     if FREE_TEXT.match(argument):

@@ -15,6 +15,8 @@ VERBS = {
     "clean": "free the checkpoints of done points",
     "train": "one point, in this process",
     "fit": "the three Chinchilla approaches, from runs or from a CSV",
+    "sync": "hand runs to W&B that it does not have, from the disk",
+    "board": "the sweep as a live page in the browser",
     "predict": "compute-optimal size, tokens and loss from a fit or a published law",
 }
 

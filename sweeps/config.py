@@ -62,6 +62,15 @@ class FitSource(StrEnum):
     """A project on the server, or offline runs on disk."""
 
 
+class SyncSource(StrEnum):
+    """What ``sync`` hands in, as ``from=`` names it."""
+
+    offline = "offline"
+    """The runs of a sweep that ask for a mirror, and are not whole in W&B."""
+    runs = "runs"
+    """Every run of a sweep, whether it was ever mirrored or not."""
+
+
 @dataclass(kw_only=True)
 class CentreConfig:
     """Where a budget's sizes are centred: on a law's optimum, or at n_opt (C / at)^exponent (non-embedding)."""
@@ -217,6 +226,16 @@ class FitCommand(Config):
 
 
 @dataclass(kw_only=True)
+class SyncCommand(Config):
+    """What ``sync`` reads besides."""
+
+    source: SyncSource = SyncSource.offline
+    """``from=offline`` or ``from=runs``."""
+    path: str | None = None
+    """Offline runs that were copied here, instead: a folder of .wandb files, or one."""
+
+
+@dataclass(kw_only=True)
 class PredictCommand:
     """What ``predict`` reads."""
 
@@ -244,6 +263,7 @@ def register() -> None:
         ("sweep_schema", Config),
         ("fit_schema", FitCommand),
         ("predict_schema", PredictCommand),
+        ("sync_schema", SyncCommand),
     ):
         store.store(name=name, node=node)
     for group, schema in (

@@ -8,6 +8,7 @@ isoflop fit source=csv path=points.csv curves=curves.csv
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -199,14 +200,20 @@ def _source(config: FitCommand) -> tuple[Tables, str, Path]:
             raise UserError("project is empty; source=wandb needs project=<entity>/<name>, or path=<offline runs>.")
         name = config.group or config.project.rpartition("/")[2]
         with progress_line() as report:
-            report(f"reading {config.project}", 0.0)
-            tables = read_project(config.project, config.group, config.columns, fill=fill)
+            tables = read_project(
+                config.project, config.group, config.columns, fill=fill, cache=wandb_cache(), report=report
+            )
         return tables, name, Path("fits") / name
     if config.path is None:
         raise UserError("path is empty; source=csv needs path=<file with one row per point>.")
     read = read_offline([path], config.columns, fill=fill) if config.source is FitSource.wandb else None
     curves = None if config.curves is None else Path(config.curves)
     return read or read_file(path, config.columns, fill=fill, curves=curves), path.stem, Path("fits") / path.stem
+
+
+def wandb_cache() -> Path:
+    """Where histories read from W&B are kept for the next time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isoflop" / "wandb"
 
 
 def _reading(config: FitCommand) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import Backend, TrackingConfig, WandbMode
-from trainer.runfolder import RunConfig
+from trainer.runfolder import FAILED, RunConfig
 from trainer.wandb_log import MAGIC, records
 
+EXACT = "exact"
+"""The key under which the config holds itself as JSON text: W&B writes 1.0 as 1, and drops mappings without keys."""
 INIT_SECONDS = 120.0
 """How long W&B may take to take a run up,"""
 WRITE_SECONDS = 10.0
@@ -61,6 +63,7 @@ def story_config(config: RunConfig, attempts: Sequence[Mapping[str, Any]]) -> di
     """The full resolved config, with the git commit, the job that trains the run now, and the number of its attempt."""
     last: Mapping[str, Any] = attempts[-1] if attempts else {}
     return config.to_dict() | {
+        EXACT: json.dumps(config.to_dict()),
         "git_commit": config.provenance.get("git"),
         "job": str(last.get("slurm") or last.get("job") or ""),
         "attempt": last.get("attempt", 0),
@@ -107,7 +110,7 @@ class WandbRun:
     folder
         Under it lie W&B's own files, in ``wandb/``.
     final
-        Whether the run will be brought to its end now; one that goes on elsewhere is left as it stands.
+        Whether W&B may take the run to be over when it is closed here; not so of one that goes on elsewhere.
 
     Raises
     ------
@@ -124,7 +127,7 @@ class WandbRun:
             raise PermissionError(f"{place} cannot be written to")
         known = wandb.Settings.model_fields
         lean = LEAN | {"x_update_finish_state": final}
-        self._story, self._offline = story, tracking.mode is WandbMode.offline
+        self._story, self._offline, self._final = story, tracking.mode is WandbMode.offline, final
         self._run = wandb.init(
             project=tracking.project,
             entity=tracking.entity,
@@ -140,7 +143,7 @@ class WandbRun:
             reinit="create_new",
             settings=wandb.Settings(**{name: value for name, value in lean.items() if name in known}),
         )
-        self.handed_over = int(self._run.step)
+        self.handed_over = int(self._run.starting_step)
         """Rows that W&B has."""
         for axis in ("tokens", "flops"):
             self._run.define_metric(axis)
@@ -154,7 +157,7 @@ class WandbRun:
         self.handed_over = max(self.handed_over, len(rows))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Close the run with its final values; without any, as one that was interrupted and will go on.
+        """Close the run with its final values; without any, as one that was preempted, or that goes on elsewhere.
 
         Raises
         ------
@@ -163,10 +166,11 @@ class WandbRun:
         """
         if summary:  # those logged by an earlier attempt do not count for W&B otherwise
             self._run.summary.update(dict(summary))
-        else:
+        elif self._final:
             self._run.mark_preempting()
         directory = Path(self._run.dir).parent
-        self._run.finish(exit_code=0 if summary else 1)
+        failed = not summary or str(summary["verdict"]).startswith(FAILED)
+        self._run.finish(exit_code=1 if failed else 0)
         if self._offline:
             self._keep_one(directory)
 

@@ -36,6 +36,23 @@ def read_offline(
         If there is no such file, or N, D or L are not found in the runs.
     """
     fill = chosen(Fill, fill, "fit.fill")
+    runs, excluded = logged_runs(paths, (columns or {}).get("tokens", "tokens"))
+    return tables_of_logged(runs, columns, fill=fill, source=", ".join(map(str, paths)), excluded=excluded)
+
+
+def logged_runs(paths: Sequence[Path], clock: str = "tokens") -> tuple[list[LoggedRun], list[Exclusion]]:
+    """The runs of some files or folders, and what could not be read of them.
+
+    Parameters
+    ----------
+    clock
+        The logged value that tells which rows of an earlier attempt a later one voids.
+
+    Raises
+    ------
+    UserError
+        If there is no such file.
+    """
     files = [file for path in paths for file in _files(path)]
     attempts: dict[str, list[Attempt]] = {}
     excluded: list[Exclusion] = []
@@ -45,14 +62,16 @@ def read_offline(
             excluded.append(Exclusion(row=str(file), reason="; ".join(attempt.faults)))
         if attempt.run_id:
             attempts.setdefault(attempt.run_id, []).append(attempt)
-    clock = (columns or {}).get("tokens", "tokens")
-    return tables_of_logged(
-        [_joined(parts, clock) for parts in attempts.values()],
-        columns,
-        fill=fill,
-        source=", ".join(map(str, paths)),
-        excluded=excluded,
-    )
+    runs = []
+    for run_id, parts in attempts.items():
+        newest = max(parts, key=lambda part: part.start).project
+        others = {part.project for part in parts} - {newest}
+        if others:
+            named = " and ".join(sorted(others))
+            reason = f"two runs have this id; that of project {newest}, begun last, was read, not that of {named}"
+            excluded.append(Exclusion(row=run_id, reason=reason))
+        runs.append(_joined([part for part in parts if part.project == newest], clock))
+    return runs, excluded
 
 
 @dataclass(kw_only=True)
@@ -61,7 +80,9 @@ class Attempt:
 
     run_id: str = ""
     name: str = ""
+    project: str = ""
     group: str = ""
+    job_type: str = ""
     start: tuple[int, int] = (0, 0)
     """Seconds and nanoseconds."""
     state: str = "running, or was killed"
@@ -96,6 +117,7 @@ def _joined(attempts: Iterable[Attempt], clock: str) -> LoggedRun:
         run_id=last.run_id,
         name=last.name,
         group=last.group,
+        job_type=last.job_type,
         state=last.state,
         config=last.config,
         summary=summary,
@@ -134,6 +156,7 @@ def _take(attempt: Attempt, record: Any) -> None:
     if kind == "run":
         run = record.run
         attempt.run_id, attempt.name, attempt.group = run.run_id, run.display_name, run.run_group
+        attempt.project, attempt.job_type = "/".join(filter(None, (run.entity, run.project))), run.job_type
         attempt.start = (run.start_time.seconds, run.start_time.nanos)
         _update(attempt.config, run.config)
         _update(attempt.summary, run.summary)

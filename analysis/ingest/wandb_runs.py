@@ -20,7 +20,10 @@ from analysis.ingest.tables import Exclusion, Tables, joined
 from trainer.errors import UserError
 from trainer.recipe import check_schema
 from trainer.runfolder import RunConfig, flaw, valid_rows
+from trainer.tracking import EXACT
 
+FIT = "fit"
+"""The job type of a fit that was logged; it is no run."""
 FINISHED = "finished"
 """W&B's state of a run that ended well; the others are running, crashed, failed, killed and the like."""
 
@@ -32,6 +35,7 @@ class LoggedRun:
     run_id: str
     name: str
     group: str
+    job_type: str
     state: str
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
@@ -54,9 +58,9 @@ def tables_of_logged(
     UserError
         If there is none, or if none is this project's and ``columns`` does not find N, D and L in the others.
     """
-    runs = sorted(runs, key=lambda run: run.run_id)
-    mirrors = [run for run in runs if _is_mirror(run)]
-    others = [run for run in runs if not _is_mirror(run)]
+    runs = sorted((run for run in runs if run.job_type != FIT), key=lambda run: run.run_id)
+    mirrors = [run for run in runs if is_mirror(run)]
+    others = [run for run in runs if not is_mirror(run)]
     if not runs:
         why = f" ({excluded[0].row}: {excluded[0].reason})" if excluded else ""
         raise UserError(f"{source} holds no W&B run that can be read{why}; name another.")
@@ -73,23 +77,37 @@ def tables_of_logged(
     return replace(tables, excluded=(*left, *tables.excluded))
 
 
-def _is_mirror(run: LoggedRun) -> bool:
-    return {"schema", "recipe", "points"} <= set(run.config)
+def is_mirror(run: LoggedRun) -> bool:
+    """Whether this project mirrored it."""
+    return EXACT in run.config
+
+
+def mirrored_config(run: LoggedRun) -> RunConfig:
+    """The config of a run that this project mirrored.
+
+    Raises
+    ------
+    UserError
+        If it is not the one that the run was made by.
+    """
+    try:
+        raw = json.loads(run.config[EXACT])
+        check_schema(raw["schema"], f"the W&B run {run.run_id}", remedy="leave the run out")
+        config = RunConfig.from_dict(raw)
+        found = config.run_id
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise UserError(f"its config lacks or garbles {error}") from None
+    if found != run.run_id:
+        raise UserError(f"its recipe has the id {found}, not the W&B run's, so its config was edited")
+    return config
 
 
 def _mirror(run: LoggedRun) -> RunRows:
-    """A run that this project trained."""
     try:
-        check_schema(run.config["schema"], f"the W&B run {run.run_id}", remedy="leave the run out")
-        config = RunConfig.from_dict(run.config)
-        if config.run_id != run.run_id:
-            raise UserError(f"its recipe has the id {config.run_id}, not the W&B run's, so its config was edited")
+        config = mirrored_config(run)
     except UserError as error:
         return RunRows(run_id=run.run_id, excluded=[Exclusion(row=run.run_id, reason=str(error))])
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        reason = f"its config lacks or garbles {error}"
-        return RunRows(run_id=run.run_id, excluded=[Exclusion(row=run.run_id, reason=reason)])
-    records = _finals(run.summary, config.run_id)
+    records = final_records(run.summary, config.run_id)
     return RunRows(
         run_id=run.run_id,
         points=run_points(config, records),
@@ -98,7 +116,7 @@ def _mirror(run: LoggedRun) -> RunRows:
     )
 
 
-def _finals(summary: Mapping[str, Any], run_id: str) -> dict[str, dict[str, Any]]:
+def final_records(summary: Mapping[str, Any], run_id: str) -> dict[str, dict[str, Any]]:
     """The valid final records that the summary tells of, by point id."""
     try:
         told = json.loads(summary.get("points") or "[]")
