@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from trainer_runs import make_run
+from wandb_home import at_home
 
 from analysis.config import Fill
 from analysis.ingest.runs import read_runs
@@ -23,7 +25,8 @@ from analysis.ingest.wandb_runs import FINISHED
 from trainer.config import Backend, TrackingConfig, WandbMode
 from trainer.errors import UserError
 from trainer.runfolder import RunFolder, final_record
-from trainer.tracking import WandbTracker, summary_of
+from trainer.story import story_of
+from trainer.tracking import EXACT, WandbRun, summary_of
 from trainer.wandb_log import BLOCK
 
 OURS = TrackingConfig(backend=Backend.wandb, mode=WandbMode.offline, project="study", every_seconds=0.0)
@@ -36,9 +39,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A root with sweep ``s`` of two mirrored runs, one of two attempts and one unfinished; and others' runs."""
     root = tmp_path_factory.mktemp("offline")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-            patch.setenv(name, str(root / "home"))
-        patch.setenv("WANDB_SILENT", "true")
+        at_home(patch, root)
         run = make_run(root, "corpus", steps=STEPS, tracking=OURS)
         _attempt(run, range(170), None)
         _attempt(run, range(140, STEPS), "done")
@@ -48,17 +49,15 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def _attempt(folder: RunFolder, steps: range, verdict: str | None) -> None:
-    """Log what an attempt logs, into the run folder and W&B alike."""
+    """Write what an attempt writes, and let W&B's client have it; what an earlier attempt left there stays."""
     config = folder.read_config()
     attempt = folder.start_attempt("", steps[0])
-    tracker = WandbTracker(folder.path, config, attempt, "")
     for step in steps:
         tokens = (step + 1) * config.recipe.optim.batch
         row = {"step": step, "tokens": tokens, "flops": config.recipe.model.flops(tokens), "lr": 0.1 / 3}
         row |= {"train_loss": math.inf if step == 7 else 5 - step / 70 + attempt / 3, "grad_norm": math.nan}
         row |= {"val_loss": 4.1 - step / 300} if step % 50 == 49 else {}
         folder.append_metrics(row | {"attempt": attempt})
-        tracker.log(row)
     if verdict is not None:
         record = final_record(
             config,
@@ -70,9 +69,13 @@ def _attempt(folder: RunFolder, steps: range, verdict: str | None) -> None:
             unique_tokens=20_000,
             flags=["undertuned", "short"],
         )
-        folder.write_point(record)
-        tracker.summary(summary_of(record))
-    tracker.finish(verdict is not None)
+        folder.write_point(record | {"flops_logged": 1e9 / 7})
+    for earlier in list((folder.path / "wandb").glob("offline-run-*")):
+        earlier.rename(earlier.with_name("earlier"))
+    story = story_of(folder)
+    told = WandbRun(folder.path, story, OURS)
+    told.hand_over(story.rows)
+    told.finish(story.summary)
 
 
 def _theirs(folder: Path) -> None:
@@ -210,10 +213,20 @@ class FakeRun:
     group: str | None = None
     refusals: int = 0
     why: str = "HTTP 429: rate limit exceeded"
+    job_type: str = "train"
+    created_at: str = "2026-01-01"
+    handed_out: int = 0
 
-    def scan_history(self, keys: list[str] | None = None, page_size: int = 1000) -> Iterator[dict[str, Any]]:
+    @property
+    def history_keys(self) -> dict[str, Any]:
+        return {"lastStep": len(self.history) - 1}
+
+    def scan_history(
+        self, keys: list[str] | None = None, page_size: int = 1000, min_step: int = 0
+    ) -> Iterator[dict[str, Any]]:
         assert keys is None  # with keys, the server leaves out rows that lack one
-        for number, row in enumerate(self.history):
+        for number, row in enumerate(self.history[min_step:]):
+            self.handed_out += 1
             if number == 3 and self.refusals:
                 self.refusals -= 1
                 raise ConnectionError(self.why)
@@ -243,10 +256,9 @@ def _served(root: Path) -> list[FakeRun]:
         history = [{k: v for k, v in row.items() if k != "attempt"} | {"_step": i} for i, row in enumerate(lines)]
         summary: dict[str, Any] = {"_runtime": 3}
         state = "running"
-        for record in folder.points().values():
-            summary, state = summary | summary_of(record), "finished"
-        config = json.loads(json.dumps(folder.read_config().to_dict() | {"attempt": 1, "job": ""}))
-        runs.append(FakeRun(folder.run_id, config, summary, history, state))
+        if points := folder.points():
+            summary, state = summary | summary_of(points), "finished"
+        runs.append(FakeRun(folder.run_id, dict(story_of(folder).config), summary, history, state))
     return runs
 
 
@@ -297,16 +309,79 @@ def test_a_project_that_cannot_be_read_is_the_users_error() -> None:
         read_project("lab/study", api=FakeApi())
 
 
+def _changed(run: FakeRun, run_id: str, **changes: Any) -> FakeRun:
+    run.id, run.config = run_id, run.config | {EXACT: json.dumps(json.loads(run.config[EXACT]) | changes)}
+    return run
+
+
 def test_edited_and_newer_runs_of_ours_are_listed(offline: Path) -> None:
-    edited, newer, garbled = (_served(offline)[0] for _ in range(3))
-    edited.id = "another"
-    newer.id, newer.config = "newer", newer.config | {"schema": 99}
-    garbled.id, garbled.config = "garbled", garbled.config | {"recipe": {"model": 3}}
-    tables = read_project("study", api=FakeApi(edited, newer, garbled))
+    edited = _changed(_served(offline)[0], "another")
+    newer = _changed(_served(offline)[0], "newer", schema=99)
+    garbled = _changed(_served(offline)[0], "garbled", recipe={"model": 3})
+    torn = _served(offline)[0]
+    torn.id, torn.config = "torn", {EXACT: "{"}
+    tables = read_project("study", api=FakeApi(edited, newer, garbled, torn))
     reasons = {out.row: out.reason for out in tables.excluded}
-    assert set(reasons) == {"another", "newer", "garbled"} and tables.points.empty
+    assert set(reasons) == {"another", "newer", "garbled", "torn"} and tables.points.empty
     assert "not the W&B run's" in reasons["another"] and "newer isoflop" in reasons["newer"]
-    assert "lacks or garbles" in reasons["garbled"]
+    assert "lacks or garbles" in reasons["garbled"] and "lacks or garbles" in reasons["torn"]
+
+
+def test_final_values_that_somebody_edited_count_as_none(offline: Path) -> None:
+    run = next(run for run in _served(offline) if run.state == "finished")
+    for edited in ("no json", "[3]", '[{"point_id": 3}]', 7, None):
+        run.summary_metrics["points"] = edited
+        assert read_project("study", api=FakeApi(run)).points.empty
+
+
+def test_a_second_reading_asks_for_what_is_new(offline: Path, tmp_path: Path) -> None:
+    runs = _served(offline)
+    whole = next(run for run in runs if run.state == "finished")
+    rest = whole.history[250:]
+    del whole.history[250:]
+    read_project("lab/study", api=FakeApi(*runs), cache=tmp_path)
+    asked = [run.handed_out for run in runs]
+    assert asked == [len(run.history) for run in runs]
+    whole.history += rest
+    again = read_project("lab/study", api=FakeApi(*runs), cache=tmp_path)
+    _same(read_runs(offline, ["s"]), again)
+    assert sum(run.handed_out for run in runs) == sum(asked) + len(rest)
+    _same(again, read_project("lab/study", api=FakeApi(*runs), cache=tmp_path))
+    assert sum(run.handed_out for run in runs) == sum(asked) + len(rest)
+
+
+@pytest.mark.parametrize("spoilt", ["", "{", "[]", '{"schema": 1, "created": "2026-01-01", "rows": [{}]}'])
+def test_a_damaged_or_foreign_cache_is_read_anew(offline: Path, tmp_path: Path, spoilt: str) -> None:
+    runs = _served(offline)
+    read_project("lab/study", api=FakeApi(*runs), cache=tmp_path)
+    for file in tmp_path.rglob("*.json"):
+        file.write_text(spoilt)
+    _same(read_runs(offline, ["s"]), read_project("lab/study", api=FakeApi(*runs), cache=tmp_path))
+    for run in runs:  # deleted and made again
+        run.created_at, run.handed_out = "2026-02-02", 0
+    read_project("lab/study", api=FakeApi(*runs), cache=tmp_path)
+    assert all(run.handed_out == len(run.history) for run in runs)
+
+
+def test_fits_that_were_logged_are_no_runs(offline: Path) -> None:
+    fit = FakeRun("f", {"n": 1}, {}, [], job_type="fit")
+    tables = read_project("lab/study", api=FakeApi(*_served(offline), fit))
+    assert "f" not in {out.row for out in tables.excluded} and len(tables.points) == 1
+
+
+def test_two_runs_with_one_id_are_told_apart(offline: Path, tmp_path: Path) -> None:
+    import wandb
+
+    for project, seen in (("first", 1), ("second", 2)):
+        config = {"model": {"n_params": 100}}
+        run = wandb.init(project=project, id="same", dir=str(tmp_path / project), mode="offline", config=config)
+        run.log({"seen": seen, "val/loss": 3.0})
+        run.finish()
+        time.sleep(1.0)
+    tables = read_offline([tmp_path], THEIRS)
+    assert tables.points["tokens"].tolist() == [2.0]
+    told = next(out for out in tables.excluded if out.row == "same")
+    assert told.reason == "two runs have this id; that of project second, begun last, was read, not that of first"
 
 
 def test_importing_the_readers_does_not_import_wandb() -> None:

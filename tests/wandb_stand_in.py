@@ -138,11 +138,14 @@ class StandIn:
         found = [
             run
             for run in self.runs.values()
-            if all({"group": run.node()["group"], "jobType": run.node()["jobType"]}.get(k) == v for k, v in wanted.items())
+            if all(
+                {"group": run.node()["group"], "jobType": run.node()["jobType"]}.get(k) == v for k, v in wanted.items()
+            )
         ]
         begin, size = int(given.get("cursor") or 0), given.get("perPage") or 50
         edges = [
-            {"node": run.node(), "cursor": str(begin + number)} for number, run in enumerate(found[begin : begin + size], 1)
+            {"node": run.node(), "cursor": str(begin + number)}
+            for number, run in enumerate(found[begin : begin + size], 1)
         ]
         page = {"endCursor": str(begin + len(edges)), "hasNextPage": begin + size < len(found)}
         return {
@@ -211,11 +214,13 @@ def stand_in() -> Iterator[StandIn]:
         def _body(self) -> bytes:
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             body = self._body()
             while memory.hanging.is_set():
                 time.sleep(0.1)
-            if not self.headers.get("Authorization", "").startswith("Basic ") or not _knows(self.headers["Authorization"]):
+            if not self.headers.get("Authorization", "").startswith("Basic ") or not _knows(
+                self.headers["Authorization"]
+            ):
                 self._say({"errors": [{"message": "user is not logged in"}]}, 401)
                 return
             found = re.match(r"/files/([^/]+)/([^/]+)/([^/]+)/file_stream", self.path)
@@ -233,11 +238,11 @@ def stand_in() -> Iterator[StandIn]:
                 return
             self._say({"data": memory.answer(operation, asked.get("variables") or {})})
 
-        def do_PUT(self) -> None:  # noqa: N802
+        def do_PUT(self) -> None:
             memory.files[self.path.removeprefix("/upload/")] = self._body()
             self._say({})
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             self._say({})
 
     class Server(ThreadingHTTPServer):

@@ -88,14 +88,14 @@ class Mirror:
         self._run_id = ""
         process, self._process = self._process, None
         if process is None or process.stdin is None:
-            return
+            return None
         with suppress(OSError):
             process.stdin.close()
         left: float = float("inf")
         while True:
             try:
                 process.wait(HURRY_SECONDS if hurry else DRAIN_SECONDS)
-                return
+                return None
             except subprocess.TimeoutExpired:
                 before, left = left, sum(1 for _ in untold(self._sweep))
                 if hurry or left >= before:

@@ -28,7 +28,6 @@ WRITE_SECONDS = 10.0
 LEAN = {
     "silent": True,
     "console": "off",
-    "init_timeout": INIT_SECONDS,
     "disable_code": True,
     "disable_git": True,
     "disable_job_creation": True,
@@ -126,7 +125,7 @@ class WandbRun:
         if not os.access(place, os.W_OK):  # W&B would write into /tmp instead
             raise PermissionError(f"{place} cannot be written to")
         known = wandb.Settings.model_fields
-        lean = LEAN | {"x_update_finish_state": final}
+        lean = LEAN | {"init_timeout": INIT_SECONDS, "x_update_finish_state": final}
         self._story, self._offline, self._final = story, tracking.mode is WandbMode.offline, final
         self._run = wandb.init(
             project=tracking.project,
@@ -145,6 +144,8 @@ class WandbRun:
         )
         self.handed_over = int(self._run.starting_step)
         """Rows that W&B has."""
+        if self.handed_over:  # W&B holds on to what it was told at first
+            self._run.config.update(dict(story.config), allow_val_change=True)
         for axis in ("tokens", "flops"):
             self._run.define_metric(axis)
         self._run.define_metric("val_loss", step_metric="flops")

@@ -31,7 +31,9 @@ class RunCache:
         with suppress(OSError, ValueError, KeyError, TypeError):
             kept = json.loads(self._file(run_id).read_text())
             rows: list[dict[str, Any]] = kept["rows"]
-            if (kept["schema"], kept["created"]) == (SCHEMA, created) and all(isinstance(r["_step"], int) for r in rows):
+            if (kept["schema"], kept["created"]) == (SCHEMA, created) and all(
+                isinstance(r["_step"], int) for r in rows
+            ):
                 return rows
         return []
 
