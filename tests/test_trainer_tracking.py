@@ -220,7 +220,7 @@ def test_a_wrong_key_is_an_error_that_does_not_show_it(
     monkeypatch.setenv("WANDB_API_KEY", wrong)
     monkeypatch.setattr("trainer.tracking.INIT_SECONDS", 5.0)
     folder = begun(tmp_path)
-    with pytest.raises(Exception, match="401|not logged in|API key") as error:
+    with pytest.raises(Exception, match=r"401|not logged in|API key") as error:
         tell(folder, story_of(folder), ONLINE)
     assert wrong not in str(error.value)
     shutil.rmtree(folder.path / "wandb")
