@@ -36,7 +36,7 @@ from trainer.lock import LockLost
 from trainer.model import Transformer, groups, initial_params, slots
 from trainer.runfolder import DIVERGED, DONE, RunConfig, RunFolder, final_record
 from trainer.schedule import rate_factor
-from trainer.tracking import Tracker, open_tracker, summary_of
+from trainer.tracking import Tracker, branch_key, open_tracker, summary_of
 
 EVAL_TOKENS = 4096
 """Tokens per forward pass of an evaluation, whatever the batch, so that its sum does not depend on how one trains."""
@@ -298,7 +298,7 @@ class _Run:
             )
             self.folder.write_point(record)
             told = summary_of(record)
-            tracker.summary(told if horizon is self.recipe.horizons[-1] else {f"branch.{horizon.tokens}": told})
+            tracker.summary(told if horizon is self.recipe.horizons[-1] else {branch_key(horizon.tokens): told})
 
     def _save(self) -> None:
         """Write a checkpoint over the older slot; the time it takes counts neither as training nor to the interval."""

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from analysis.ingest.records import RunRows, missing_points, run_curve, run_points, tables_of
+from analysis.ingest.records import RunRows, missing_points, run_curves, run_points, tables_of
 from analysis.ingest.tables import Exclusion, Tables
 from trainer.errors import MachineFault, UserError
 from trainer.recipe import check_schema
@@ -36,7 +36,7 @@ def read_runs(root: Path, sweeps: Sequence[str]) -> Tables:
 
 
 def read_run(folder: RunFolder) -> RunRows:
-    """One run's points, its curve if it has any point, and the points it has not reached."""
+    """One run's points, the curves that led to them, and the points it has not reached."""
     try:
         config = folder.read_config()
         records = folder.points()
@@ -47,7 +47,7 @@ def read_run(folder: RunFolder) -> RunRows:
     return RunRows(
         run_id=folder.run_id,
         points=run_points(config, records),
-        curve=run_curve(config, folder.metrics()) if records else None,
+        curves=run_curves(config, folder.metrics(), records) if records else {},
         excluded=missing_points(config, records),
     )
 
