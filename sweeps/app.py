@@ -20,11 +20,13 @@ QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"
 FREE_KEYS = re.compile(r"(columns|sweep\.axes|cluster\.sbatch)[.=]")
 """Overrides of mappings with free keys, to which Hydra adds a key only after ``++``."""
 FREE_TEXT = re.compile(
-    r"(where|path|curves|root|out|data\.path|sweep\.points|trainer\.command|cluster\.container)=(?!null$|$|['\"])"
+    r"(where|path|curves|root|out|data\.path|sweep\.points|forecast\.prior|trainer\.command|cluster\.container)=(?!null$|$|['\"])"
 )
 """Overrides with a text that Hydra's grammar would read otherwise: queries, paths, commands."""
 LISTS = re.compile(r"(group_by)=(?!null$|$|\[)")
 """Overrides with a list that may be written with commas alone."""
+SWITCHES = re.compile(r"(forecast)=(?=true$|false$)", re.IGNORECASE)
+"""Nodes with a switch ``on``, named for it."""
 
 OVERRIDE = re.compile(r"~|[+]{0,2}[A-Za-z_][^= ]*=")
 
@@ -103,6 +105,8 @@ def from_shell(argument: str) -> str:
         return f"{name}={_quoted(value)}"
     if LISTS.match(argument):
         return f"{name}=[{value}]"
+    if SWITCHES.match(argument):
+        return f"{name}.on={value}"
     return argument
 
 
