@@ -110,7 +110,7 @@ def test_rows_have_neither_gaps_nor_duplicates(tmp_path: Path) -> None:
 def test_killed_anywhere_it_ends_the_same(tmp_path: Path, whole: bool) -> None:
     """Kills fall in the trunk and in every cooldown, between two updates or wherever it is just then."""
     corpus = small_corpus(tmp_path)
-    scale, most, least = (28, 10, 100) if whole else (1, 20, 3)
+    scale, most, least = (14, 10, 100) if whole else (1, 20, 3)
     branches = tuple(Branch(steps=b.steps * scale, cooldown_steps=b.cooldown_steps * scale) for b in BRANCHES)
     made: dict[str, Any] = {"steps": STEPS * scale, "branches": branches, "schedule": wsd(COOLDOWN * scale)}
     unbroken = trunk(tmp_path, corpus, sweep="unbroken", **made)

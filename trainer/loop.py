@@ -335,7 +335,9 @@ class _Run:
             if found.slot == TRUNK or not (leg.branch and leg.horizon.point_id in known):
                 self._slot = None if found.slot == TRUNK else found.slot
                 self._load(found)
-                return
+                break
+        while self.legs[self.at].branch and self.legs[self.at].horizon.point_id in known:
+            self.at += 1  # so that the attempt says where it really goes on, and voids no row of the cooldown
 
     def _load(self, found: checkpoint.Checkpoint) -> None:
         """Take up a state."""
