@@ -35,16 +35,41 @@ def test_help_names_every_verb() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(isoflop: Command, verb: str) -> None:
-    said = isoflop(verb, "--help")
+    said = isoflop(*verb.split(), "--help")
     assert said.code == 0
     assert said.out.startswith(f"isoflop {verb}")
-    assert "Every value (override with key.subkey=value)" in said.out
+    assert "Values, as these options give them" in said.out
+
+
+def test_help_tells_what_each_value_is_now_and_means(isoflop: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    said = isoflop("plan", "--help", "sweep=smoke", "trainer.command=python t.py {folder}").out
+    assert "  sweep.name=smoke                      Names the sweep's folder under root.\n" in said
+    assert "  trainer.command=python t.py {folder}  An external trainer" in said
+    assert "One of cosine, linear, wsd." in " ".join(said.split())
+    assert "\nmodel: The family of shapes a sweep draws its sizes from (see sweeps.ladder).\n" in said
+    assert max(map(len, said.splitlines())) <= 140 and "``" not in said and ":mod:" not in said
+
+
+def test_help_knows_a_labs_own_options(isoflop: Command, tmp_path: Path) -> None:
+    lab = tmp_path / "sweep" / "ours.yaml"
+    lab.parent.mkdir()
+    lab.write_text("# @package _global_\nsweep: {name: ours_indeed, budgets: [3e14]}\n")
+    said = isoflop("plan", "sweep=ours", "--config-dir", str(tmp_path), "--help").out
+    assert "chinchilla, ours, quickstart" in said and "sweep.name=ours_indeed" in said and "budgets=[3e14]" in said
+
+
+def test_help_on_a_wrong_option_is_one_sentence(isoflop: Command) -> None:
+    said = isoflop("plan", "sweep=nothing", "--help")
+    assert said.code == 2 and "nothing" in said.sentence and not said.out
 
 
 def test_an_unknown_verb_lists_those_there_are(isoflop: Command) -> None:
     said = isoflop("launch")
     assert said.code == 2
     assert "'launch' is no verb; choose one of run, plan, submit" in said.sentence
+    for words in (["data"], ["data", "path=x"]):
+        assert "'data' is no verb; choose one of data prepare, data check." in isoflop(*words).sentence
 
 
 def test_cfg_shows_the_config_and_runs_nothing(isoflop: Command, tmp_path: Path) -> None:
@@ -101,6 +126,9 @@ def test_no_torch_where_a_second_counts(tmp_path: Path) -> None:
     [
         ("isoflop ", {"run", "plan", "predict"}),
         ("isoflop pl", {"plan"}),
+        ("isoflop da", {"data"}),
+        ("isoflop data ", {"prepare", "check"}),
+        ("isoflop data prepare held", {"held_out="}),
         ("isoflop plan swe", {"sweep="}),
         ("isoflop plan sweep=", {"sweep=quickstart", "sweep=chinchilla"}),
         ("isoflop predict law=hoff", {"law=hoffmann2022", "law=hoffmann2022_tex"}),
@@ -124,6 +152,9 @@ def test_tab_completes_verbs_and_configs(line: str, words: set[str]) -> None:
         ("trainer.command=python t.py {folder}", "trainer.command='python t.py {folder}'"),
         ("trainer.command=null", "trainer.command=null"),
         ("path=a=b.csv", "path='a=b.csv'"),
+        ("path=[a.txt,b.txt]", "path=[a.txt,b.txt]"),
+        ("validation.web=web/*.jsonl", "++validation.web='web/*.jsonl'"),
+        ("separator=<|end|>", "separator='<|end|>'"),
         ("root=/tmp/a(1)", "root='/tmp/a(1)'"),
         ("optim.lr=3e-4", "optim.lr=3e-4"),
     ],
