@@ -137,7 +137,9 @@ def _compose_and_run(config_name: str, body: Callable[[Any], int], help_text: st
             "seeds in sweep.seeds, and every point is planned together."
         )
     import hydra
+    from hydra._internal.hydra import Hydra
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
     from sweeps.config import register
@@ -161,6 +163,8 @@ def _compose_and_run(config_name: str, body: Callable[[Any], int], help_text: st
         flags = [argument for argument in sys.argv[1:] if argument not in overrides]
         help_template = f"hydra.help.template={_quoted(_template(help_text))}"
         sys.argv[1:] = [*flags, *QUIET, help_template, *map(from_shell, overrides)]  # argparse wants them apart
+    # Hydra composes everything twice, first only to learn that this is no multirun.
+    Hydra.get_mode = lambda self, config_name, overrides: RunMode.RUN  # type: ignore[method-assign]
     try:
         hydra.main(config_path="pkg://conf", config_name=config_name, version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as error:

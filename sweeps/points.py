@@ -100,7 +100,7 @@ def write_plan(plan: Plan, folder: SweepFolder) -> None:
     """
     with suppress(OSError, ValueError, AttributeError):
         check_schema(json.loads(folder.plan_path.read_text()).get("schema", SCHEMA), str(folder.plan_path))
-    write_json(folder.plan_path, plan.to_dict())
+    write_json(folder.plan_path, plan.to_dict(), levels=2)
     rows = [point.row() for point in plan.points]
     text = io.StringIO()
     table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
