@@ -81,7 +81,7 @@ def fit_tables(tables: Tables, config: FitConfig, group: Mapping[str, str] | Non
         repeated=_repeated(
             Study(usable.points, decayed, config).rows(params, flops), usable.points, primary.cost, config
         ),
-        notes=(*tables.notes, *note),
+        notes=(*cleaned.notes, *note),
         group=dict(group or {}),
         config=config,
     )

@@ -147,6 +147,21 @@ def test_several_evaluations_of_each_point_are_refused() -> None:
     assert any("differ in eval (c4, pile); " in note and "group_by=eval." in note for note in _cleaned(most).notes)
 
 
+@pytest.mark.parametrize(("rows", "told"), [(20, True), (19, False)])
+def test_experiments_that_could_be_fits_of_their_own_are_told(rows: int, told: bool) -> None:
+    size = 1e8 * 1.1 ** np.arange(2 * rows)
+    kinds = np.where(np.arange(2 * rows) < rows, "tuned", "base")
+    notes = _cleaned(_tables(2 * rows, params=size, loss=3 - np.log(size) / 20, hparams=kinds)).notes
+    assert any("differ in hparams (base, tuned); " in note and "group_by=hparams." in note for note in notes) == told
+
+
+def test_porians_experiments_are_told(shared_data: Any) -> None:
+    from analysis.ingest.files import read_file
+
+    notes = _cleaned(read_file(shared_data / "porian_isoflop_points.csv")).notes
+    assert any("group_by=dataset,hparams,warmup,decay,param_count,val." in note for note in notes)
+
+
 def test_gadres_eight_evaluations_are_told_apart(shared_data: Any) -> None:
     from analysis.ingest.files import read_file
 

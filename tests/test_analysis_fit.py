@@ -308,6 +308,13 @@ def test_one_law_through_several_values_of_an_axis_is_warned_of() -> None:
         assert not any("group_by" in text for text in fit_tables(part, QUICK, group).warnings)
 
 
+def test_what_is_odd_about_the_rows_stands_in_the_fit() -> None:
+    kinds = np.repeat(["base", "tuned"], [20, 25])
+    assert any("group_by=hparams." in note for note in fit_tables(_sweep(hparams=kinds), QUICK).notes)
+    told = fit_tables(_sweep(**{"axis.optim.rule": kinds}), QUICK)
+    assert not any("group_by" in note for note in told.notes) and any("group_by" in text for text in told.warnings)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("params", [1e300, 1e-300])
 def test_far_out_a_fit_says_that_it_knows_nothing(folder: Path, params: float) -> None:

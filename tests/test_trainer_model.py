@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainer_runs import small_shape
 
 from trainer.kernels import NORM_EPS, Attention, tune_attention
-from trainer.model import Transformer, initial_params, matrix_params, slots
+from trainer.model import Group, Transformer, groups, initial_params, slots
 from trainer.shape import Activation, FlopCount, Positions, Shape
 
 SHAPES = st.builds(
@@ -83,14 +83,15 @@ def loss_and_gradient(shape: Shape, flat: Tensor, tokens: Tensor, path: Attentio
 @given(shape=SHAPES)
 @settings(deadline=None)
 def test_parameters_are_those_the_shape_counts(shape: Shape) -> None:
-    groups = dict.fromkeys(shape.params_by_group(), 0)
+    counts = dict.fromkeys(shape.params_by_group(), 0)
     for slot in slots(shape):
-        groups[slot.group] += slot.params
-    assert groups == shape.params_by_group()
+        counts[slot.group] += slot.params
+    assert counts == shape.params_by_group()
     flat = initial_params(shape, 0)
     tensors = Transformer(shape, flat, Attention.manual).tensors
     assert flat.numel() == sum(tensor.numel() for tensor in tensors.values()) == shape.params_total
-    assert matrix_params(shape) == shape.params_total - shape.params_by_group()["norms"]
+    norms = shape.params_by_group()["norms"]
+    assert groups(slots(shape)) == [Group(shape.params_total - norms, 1, 1, 1), Group(norms, 1, 0, 1)]
 
 
 @given(shape=SHAPES)

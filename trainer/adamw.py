@@ -8,29 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.model import Group
 from trainer.recipe import OptimRecipe
 
 
 class FlatAdamW:
-    """Decoupled weight decay (Loshchilov and Hutter 2019) for the first ``matrices`` numbers, none for the rest.
+    """AdamW (Loshchilov and Hutter 2019), one fused update for each group: contiguous parts of the flat parameters.
 
-    ``params`` is the flat tensor in the dtype of the forward pass: the master itself in fp32, else a copy that each
-    update refreshes.
+    The groups' rates, decays and epsilons are factors on the recipe's. ``params`` is the flat tensor in the dtype of
+    the forward pass: the master itself in fp32, else a copy that each update refreshes.
     """
 
-    def __init__(self, initial: Tensor, recipe: OptimRecipe, *, matrices: int, dtype: torch.dtype) -> None:
+    def __init__(self, initial: Tensor, recipe: OptimRecipe, *, groups: Sequence[Group], dtype: torch.dtype) -> None:
         self.master = initial
         self.gradient = torch.zeros_like(initial)
         self.params = initial if dtype is initial.dtype else initial.to(dtype)
         self._clip = recipe.clip
-        groups = []
-        for part, decay in ((slice(None, matrices), recipe.weight_decay), (slice(matrices, None), 0.0)):
-            param = self.master[part]
-            param.grad = self.gradient[part]
-            groups.append({"params": [param], "weight_decay": decay})
-        self._adamw = torch.optim.AdamW(
-            groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True
-        )
+        self._rates = [group.rate for group in groups]
+        sizes = [group.params for group in groups]
+        parts = []
+        for group, param, gradient in zip(
+            groups, torch.split(self.master, sizes), torch.split(self.gradient, sizes), strict=True
+        ):
+            param.grad = gradient
+            decay, eps = recipe.weight_decay * group.decay, recipe.eps * group.eps
+            parts.append({"params": [param], "weight_decay": decay, "eps": eps})
+        self._adamw = torch.optim.AdamW(parts, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), fused=True)
 
     def accumulate(self, gradients: Sequence[Tensor], *, first: bool) -> None:
         """Add a gradient, in parts that follow each other; the first one of an update replaces the last update's."""
@@ -51,8 +54,8 @@ class FlatAdamW:
         norm: Tensor = torch.linalg.vector_norm(self.gradient) / tokens
         factor = (self._clip / (norm + 1e-6)).clamp_(max=1.0) if self._clip > 0 else 1.0
         self.gradient.mul_(factor / tokens)
-        for group in self._adamw.param_groups:
-            group["lr"] = lr
+        for group, rate in zip(self._adamw.param_groups, self._rates, strict=True):
+            group["lr"] = lr * rate
         self._adamw.step()
         self._refresh()
         return norm

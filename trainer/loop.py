@@ -28,7 +28,7 @@ from trainer.corpus import Corpus, open_corpus
 from trainer.errors import MachineFault, UserError
 from trainer.kernels import Attention, tune_attention
 from trainer.lock import LockLost
-from trainer.model import Transformer, initial_params, matrix_params
+from trainer.model import Transformer, groups, initial_params, slots
 from trainer.runfolder import DIVERGED, DONE, RunConfig, RunFolder, final_record
 from trainer.schedule import rate_factor
 from trainer.tracking import Tracker, open_tracker, summary_of
@@ -111,7 +111,7 @@ class _Run:
         self.why = ""
         dtype = torch.bfloat16 if recipe.dtype is Precision.bf16 else torch.float32
         initial = initial_params(recipe.model, recipe.seed).to(device)
-        self.optimizer = FlatAdamW(initial, recipe.optim, matrices=matrix_params(recipe.model), dtype=dtype)
+        self.optimizer = FlatAdamW(initial, recipe.optim, groups=groups(slots(recipe.model)), dtype=dtype)
         self.model = Transformer(recipe.model, self.optimizer.params, Attention(config.kernels["attention"]))
         self.step = 0
         self.window = _Window(loss_sum=torch.zeros((), dtype=torch.float64, device=device))

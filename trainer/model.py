@@ -1,14 +1,16 @@
 """A decoder-only transformer on one flat tensor of parameters.
 
 Pre-norm with RMSNorm (gain, no bias), rotary or learned positions, GELU, SwiGLU or squared-ReLU feed-forward layers,
-no biases anywhere. All matrices lie before all vectors, so that weight decay, clipping, the update and the bf16 copy
-are one operation each, however many tensors there are.
+no biases anywhere. Tensors that share a learning rate and a weight decay lie together, so that clipping and the bf16
+copy are one operation, and the update one for each such group, however many tensors there are.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -20,22 +22,45 @@ from trainer.shape import Activation, Positions, Shape
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """One parameter tensor: its group (as in ``Shape.params_by_group``), its size, and how it starts."""
+    """One parameter tensor: its group (as in ``Shape.params_by_group``), its size, how it starts, and how it learns."""
 
     name: str
     group: str
     size: tuple[int, ...]
     std: float
     """Of the normal distribution it is drawn from; 0 means all ones (gains)."""
+    rate: float = 1.0
+    """Its learning rate over the run's."""
+    decay: float = 1.0
+    """Its weight decay over the run's."""
+    eps: float = 1.0
+    """Its epsilon in AdamW over the run's."""
+    scale: float = 1.0
+    """Products with it are multiplied with this; of a token table, those as a tied head, not the lookups."""
 
     @property
     def params(self) -> int:
         """Numbers it holds."""
         return math.prod(self.size)
 
+    @property
+    def learning(self) -> tuple[float, float, float]:
+        """What the tensors of one group of the optimiser have in common."""
+        return self.rate, self.decay, self.eps
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring tensors that learn alike: how many numbers, and their factors of rate, decay and epsilon."""
+
+    params: int
+    rate: float
+    decay: float
+    eps: float
+
 
 def slots(shape: Shape) -> list[Slot]:
-    """Every parameter tensor of a shape, matrices first.
+    """Every parameter tensor of a shape, in the order of the flat parameters: those that learn alike lie together.
 
     Each matrix starts as N(0, 1/columns), tables included, so that a tied head starts with logits of order one;
     those that write to the residual stream are scaled down by sqrt(2 layers) (Radford et al. 2019).
@@ -58,12 +83,15 @@ def slots(shape: Shape) -> list[Slot]:
     if not shape.tied_head:
         out.append(matrix("head", "head", shape.vocabulary, d))
     names = [f"{layer}.norm_{part}" for layer in range(shape.layers) for part in ("attention", "ffw")]
-    return out + [Slot(name=name, group="norms", size=(d,), std=0.0) for name in (*names, "norm_out")]
+    out += [Slot(name=name, group="norms", size=(d,), std=0.0, decay=0.0) for name in (*names, "norm_out")]
+    first = {learning: number for number, learning in reversed(list(enumerate(slot.learning for slot in out)))}
+    return sorted(out, key=lambda slot: first[slot.learning])
 
 
-def matrix_params(shape: Shape) -> int:
-    """Length of the leading part of the flat parameters that holds matrices: the part that decays."""
-    return sum(slot.params for slot in slots(shape) if len(slot.size) > 1)
+def groups(layout: Sequence[Slot]) -> list[Group]:
+    """The optimiser's groups of a layout, each a contiguous part of the flat parameters."""
+    alike = groupby(layout, key=lambda slot: slot.learning)
+    return [Group(sum(slot.params for slot in part), *learning) for learning, part in alike]
 
 
 def initial_params(shape: Shape, seed: int) -> Tensor:
@@ -85,8 +113,10 @@ class Transformer:
         self.shape = shape
         self.attention = attention
         self.tensors: dict[str, Tensor] = {}
+        layout = slots(shape)
+        self._scale = {slot.name: slot.scale for slot in layout}
         offset = 0
-        for slot in slots(shape):
+        for slot in layout:
             view = flat.detach()[offset : offset + slot.params].view(slot.size)
             self.tensors[slot.name] = view.requires_grad_()
             offset += slot.params
@@ -103,12 +133,21 @@ class Transformer:
         if shape.positions is Positions.learned:
             x = (x.view(batch, length, -1) + w["positions"][:length]).flatten(0, 1)
         for layer in range(shape.layers):
-            qkv = functional.linear(rms_norm(x, w[f"{layer}.norm_attention"]), w[f"{layer}.qkv"])
+            qkv = self._linear(rms_norm(x, w[f"{layer}.norm_attention"]), f"{layer}.qkv")
             mixed = self._mix(qkv.view(batch, length, -1)).flatten(0, 1)
-            x = torch.addmm(x, mixed, w[f"{layer}.attention_out"].t())
-            inner = functional.linear(rms_norm(x, w[f"{layer}.norm_ffw"]), w[f"{layer}.ffw_in"])
-            x = torch.addmm(x, self._activate(inner), w[f"{layer}.ffw_out"].t())
-        return functional.linear(rms_norm(x, w["norm_out"]), w["embedding" if shape.tied_head else "head"])
+            x = self._add(x, mixed, f"{layer}.attention_out")
+            inner = self._linear(rms_norm(x, w[f"{layer}.norm_ffw"]), f"{layer}.ffw_in")
+            x = self._add(x, self._activate(inner), f"{layer}.ffw_out")
+        return self._linear(rms_norm(x, w["norm_out"]), "embedding" if shape.tied_head else "head")
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        """(n, columns) to (n, rows) by a matrix and its scale."""
+        out, scale = functional.linear(x, self.tensors[name]), self._scale[name]
+        return out if scale == 1 else out * scale
+
+    def _add(self, stream: Tensor, x: Tensor, name: str) -> Tensor:
+        """The residual stream plus what a matrix and its scale make of ``x``."""
+        return torch.addmm(stream, x, self.tensors[name].t(), alpha=self._scale[name])
 
     def _mix(self, qkv: Tensor) -> Tensor:
         """Attention from projections (B, T, 3 H k) to (B, T, H k)."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from analysis.ingest.tables import POINT_COLUMNS
+from analysis.ingest.tables import AXIS, POINT_COLUMNS
 from trainer.errors import UserError
 
 FEWEST_PARAMS, FEWEST_TOKENS = 1e3, 1e4
@@ -25,7 +25,9 @@ UNITS = {
     "GFLOPs (1e9)": 1e9,
 }
 VALUES = 20
-"""A text column with more values names rows; with fewer it may name evaluations."""
+"""A text column with more values names rows; with fewer it may name evaluations or experiments."""
+A_SWEEP = 20
+"""If each value of a text column has this many different N and C, each may well be an experiment of its own."""
 
 
 def check_comparable(points: pd.DataFrame, params: str, flops: str) -> Iterator[str]:
@@ -81,9 +83,14 @@ def _units(points: pd.DataFrame, params: str, flops: str) -> Iterator[str]:
 
 
 def _evaluations(points: pd.DataFrame, params: str, flops: str) -> Iterator[str]:
-    """Text columns in which rows of one N and C differ: several evaluations, or several experiments, in one table."""
+    """Text columns that tell several evaluations, or several experiments, in one table.
+
+    In those of evaluations rows of one N and C differ; of experiments each value has points enough for a fit.
+    """
     differ: dict[str, str] = {}
     for name in points.columns.difference(list(POINT_COLUMNS), sort=False):
+        if str(name).startswith(AXIS):  # a sweep's own axes have a warning of their own
+            continue
         if points[name].dtype != object and not isinstance(points[name].dtype, pd.StringDtype):
             continue
         values = points[name].dropna().map(str)
@@ -97,12 +104,13 @@ def _evaluations(points: pd.DataFrame, params: str, flops: str) -> Iterator[str]
                 f"every N and C has rows of all {count} values of {name} ({shown}), whose losses do not compare; "
                 f"choose one with where=\"{name} == '{values.iloc[0]}'\" or fit each one with group_by={name}."
             )
-        if (each > 1).mean() > 0.5:
+        places = points.loc[values.index, [params, flops]].assign(kind=values).drop_duplicates()["kind"].value_counts()
+        if (each > 1).mean() > 0.5 or places.min() >= A_SWEEP:
             differ[name] = shown
     if differ:
         told = ", ".join(f"{name} ({shown})" for name, shown in differ.items())
         yield (
-            f"Rows of one N and C differ in {told}; if their losses do not compare, "
+            f"One law is fitted to rows that differ in {told}; if their losses do not compare, "
             f"fit each kind with group_by={','.join(differ)}."
         )
 
