@@ -78,7 +78,7 @@ class SweepFolder:
 
     def runs(self, without: Container[str] = ()) -> list[RunFolder]:
         """Every run folder there is, whether or not the sweep's config still has it, but for those in ``without``."""
-        names = sorted(os.listdir(self.path)) if self.path.is_dir() else []
+        names = sorted(entry.name for entry in os.scandir(self.path)) if self.path.is_dir() else []
         runs = (RunFolder(self.path / name) for name in names if name not in without)
         return [run for run in runs if run.config_path.exists()]
 

@@ -60,9 +60,9 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for place in sys.path:
         with suppress(OSError):  # a zip file, or a folder that is not there
-            for entry in os.listdir(place or "."):
-                if entry.endswith(".dist-info"):
-                    name, _, version = entry.removesuffix(".dist-info").rpartition("-")
+            for entry in os.scandir(place or "."):
+                if entry.name.endswith(".dist-info"):
+                    name, _, version = entry.name.removesuffix(".dist-info").rpartition("-")
                     found.setdefault(name.lower(), version)
     return found
 

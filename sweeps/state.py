@@ -104,7 +104,7 @@ def _inspect_point(run: RunFolder, row: Mapping[str, Any], backlog: Backlog, los
         "hours": row["hours"],
     }
     try:
-        there = set(os.listdir(run.path))
+        there = {entry.name for entry in os.scandir(run.path)}
     except FileNotFoundError:
         there = set()
     if "config.yaml" not in there or not there & TOUCHED:
