@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,11 +21,13 @@ QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"
 FREE_KEYS = re.compile(r"(columns|sweep\.axes|cluster\.sbatch)[.=]")
 """Overrides of mappings with free keys, to which Hydra adds a key only after ``++``."""
 FREE_TEXT = re.compile(
-    r"(where|path|curves|root|out|data\.path|sweep\.points|trainer\.command|cluster\.container)=(?!null$|$|['\"])"
+    r"(where|path|curves|root|out|data\.path|sweep\.points|forecast\.prior|trainer\.command|cluster\.container)=(?!null$|$|['\"])"
 )
 """Overrides with a text that Hydra's grammar would read otherwise: queries, paths, commands."""
 LISTS = re.compile(r"(group_by)=(?!null$|$|\[)")
 """Overrides with a list that may be written with commas alone."""
+SWITCHES = re.compile(r"(forecast)=(?=true$|false$)", re.IGNORECASE)
+"""Nodes with a switch ``on``, named for it."""
 
 OVERRIDE = re.compile(r"~|[+]{0,2}[A-Za-z_][^= ]*=")
 
@@ -35,7 +38,7 @@ INTERRUPTED = 130
 """The shells' exit code for Ctrl-C."""
 
 
-def run_verb(config_name: str, body: Callable[[Any], int], help_text: str) -> NoReturn:
+def run_verb(config_name: str, body: Callable[[Any], int], intro: str) -> NoReturn:
     """Compose ``config_name`` from the command line, run ``body`` on it and leave with its exit code.
 
     ``body`` gets the composed ``DictConfig``; :func:`typed` makes dataclasses of it.
@@ -43,7 +46,7 @@ def run_verb(config_name: str, body: Callable[[Any], int], help_text: str) -> No
     if sys.stdout is None:  # closed by the shell: there is nobody to tell
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     try:
-        code = _compose_and_run(config_name, body, help_text)
+        code = _compose_and_run(config_name, body, intro)
         sys.stdout.flush()
     except UserError as error:
         code = complain(error, error.exit_code)
@@ -103,6 +106,8 @@ def from_shell(argument: str) -> str:
         return f"{name}={_quoted(value)}"
     if LISTS.match(argument):
         return f"{name}=[{value}]"
+    if SWITCHES.match(argument):
+        return f"{name}.on={value}"
     return argument
 
 
@@ -130,7 +135,7 @@ def sentence(error: BaseException) -> str:
     return text.rstrip(".") + "; see `--help` for what exists and `--cfg job` for the values."
 
 
-def _compose_and_run(config_name: str, body: Callable[[Any], int], help_text: str) -> int:
+def _compose_and_run(config_name: str, body: Callable[[Any], int], intro: str) -> int:
     if any(arg in ("-m", "--multirun") for arg in sys.argv[1:]):
         raise UserError(
             "-m/--multirun is not supported: list values in sweep.axes (e.g. sweep.axes.optim.lr=[1e-3,3e-3]) and "
@@ -143,6 +148,7 @@ def _compose_and_run(config_name: str, body: Callable[[Any], int], help_text: st
     from omegaconf.errors import OmegaConfBaseException
 
     from sweeps.config import register
+    from sweeps.help import help_text
 
     register()
     outcome: list[int] = []
@@ -158,14 +164,16 @@ def _compose_and_run(config_name: str, body: Callable[[Any], int], help_text: st
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own lines and exits 1
     given[:] = sys.argv[1:]
-    if not {"-sc", "--shell-completion"} & set(sys.argv):
-        overrides = [argument for argument in sys.argv[1:] if OVERRIDE.match(argument)]
-        flags = [argument for argument in sys.argv[1:] if argument not in overrides]
-        help_template = f"hydra.help.template={_quoted(_template(help_text))}"
-        sys.argv[1:] = [*flags, *QUIET, help_template, *map(from_shell, overrides)]  # argparse wants them apart
+    overrides = [from_shell(argument) for argument in given if OVERRIDE.match(argument)]
+    flags = [argument for argument in given if not OVERRIDE.match(argument)]
     # Hydra composes everything twice, first only to learn that this is no multirun.
     Hydra.get_mode = lambda self, config_name, overrides: RunMode.RUN  # type: ignore[method-assign]
     try:
+        if {"-h", "--help"} & set(flags):
+            sys.stdout.write(help_text(config_name, overrides, _dirs(flags), intro))
+            return 0
+        if not {"-sc", "--shell-completion"} & set(flags):
+            sys.argv[1:] = [*flags, *QUIET, *overrides]  # argparse wants them apart
         hydra.main(config_path="pkg://conf", config_name=config_name, version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(sentence(error)) from None
@@ -176,13 +184,12 @@ def _compose_and_run(config_name: str, body: Callable[[Any], int], help_text: st
     return outcome[0] if outcome else 0
 
 
-def _template(help_text: str) -> str:
-    return (
-        f"{help_text.strip()}\n\n"
-        "Options of each group (choose with group=option):\n$APP_CONFIG_GROUPS\n"
-        "Every value (override with key.subkey=value):\n$CONFIG\n"
-        "Hydra's own flags: --cfg job, --config-dir DIR, --info, --resolve, --package.\n"
-    )
+def _dirs(flags: Sequence[str]) -> list[str]:
+    """The folders of ``--config-dir`` among Hydra's flags."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd", action="append", default=[])
+    folders: list[str] = parser.parse_known_args(flags)[0].config_dir
+    return folders
 
 
 def _quoted(text: str) -> str:

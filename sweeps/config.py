@@ -164,6 +164,26 @@ class LimitsConfig:
 
 
 @dataclass(kw_only=True)
+class ForecastConfig:
+    """Node ``forecast``: what precision is foretold from; ``forecast=true`` is short for ``forecast.on=true``."""
+
+    on: bool = False
+    """plan: simulate the sweep, and print and write the intervals to expect."""
+    targets: list[float] = field(default_factory=list)
+    """Training FLOPs at which N*, D* and L* are foretold; empty: the plan's largest budget, 10 and 100 times that."""
+    prior: str | None = None
+    """A folder that ``fit`` wrote, whose law and its uncertainty are taken for true; ``results``: a fit of what the
+    sweep has measured; null: ``law=``, else the law or the N*(C) of ``sweep.centre``."""
+    noise: float | None = None
+    """Standard deviation of log loss between runs of one point; null: that of repeated seeds among the results in the
+    root, else of their residuals about their law, else 0.005."""
+    replicates: int = 1000
+    """Simulated sweeps."""
+    seed: int = 0
+    """Of the simulation."""
+
+
+@dataclass(kw_only=True)
 class Config:
     """Everything the sweep verbs read."""
 
@@ -180,6 +200,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    forecast: ForecastConfig = field(default_factory=ForecastConfig)
     out: str | None = None
     """Where fit and run write; null: <root>/<sweep>/fit, or fits/<file name> for a CSV."""
     format: Format = Format.table

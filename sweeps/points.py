@@ -67,6 +67,8 @@ class Plan:
     sweep: str
     points: Sequence[PlannedPoint]
     refused: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    forecast: Mapping[str, Any] | None = None
+    """What it may be expected to show; None where nobody asked."""
 
     @property
     def totals(self) -> dict[str, float]:
@@ -87,21 +89,25 @@ class Plan:
             "points": [point.row() for point in self.points],
             "refused": [dict(refusal) for refusal in self.refused],
             "totals": self.totals,
+            "forecast": None if self.forecast is None else dict(self.forecast),
         }
 
 
 def write_plan(plan: Plan, folder: SweepFolder) -> None:
-    """Write ``plan.json`` (whole) and ``plan.csv`` (the table alone).
+    """Write ``plan.json`` (whole) and ``plan.csv`` (the table alone); the forecast of the same points is kept.
 
     Raises
     ------
     UserError
         If a newer isoflop wrote the one that is there.
     """
-    with suppress(OSError, ValueError, AttributeError):
-        check_schema(json.loads(folder.plan_path.read_text()).get("schema", SCHEMA), str(folder.plan_path))
-    write_json(folder.plan_path, plan.to_dict(), levels=2)
-    rows = [point.row() for point in plan.points]
+    written, rows = plan.to_dict(), [point.row() for point in plan.points]
+    with suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
+        there = json.loads(folder.plan_path.read_text())
+        check_schema(there.get("schema", SCHEMA), str(folder.plan_path))
+        if plan.forecast is None and [row["point_id"] for row in there["points"]] == [row["point_id"] for row in rows]:
+            written["forecast"] = there.get("forecast")
+    write_json(folder.plan_path, written, levels=2)
     text = io.StringIO()
     table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     table.writeheader()

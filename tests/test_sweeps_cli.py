@@ -38,7 +38,30 @@ def test_every_verb_explains_itself(isoflop: Command, verb: str) -> None:
     said = isoflop(verb, "--help")
     assert said.code == 0
     assert said.out.startswith(f"isoflop {verb}")
-    assert "Every value (override with key.subkey=value)" in said.out
+    assert "Values, as these options give them" in said.out
+
+
+def test_help_tells_what_each_value_is_now_and_means(isoflop: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    said = isoflop("plan", "--help", "sweep=smoke", "trainer.command=python t.py {folder}").out
+    assert "  sweep.name=smoke                      Names the sweep's folder under root.\n" in said
+    assert "  trainer.command=python t.py {folder}  An external trainer" in said
+    assert "One of cosine, linear, wsd." in " ".join(said.split())
+    assert "\nmodel: The family of shapes a sweep draws its sizes from (see sweeps.ladder).\n" in said
+    assert max(map(len, said.splitlines())) <= 140 and "``" not in said and ":mod:" not in said
+
+
+def test_help_knows_a_labs_own_options(isoflop: Command, tmp_path: Path) -> None:
+    lab = tmp_path / "sweep" / "ours.yaml"
+    lab.parent.mkdir()
+    lab.write_text("# @package _global_\nsweep: {name: ours_indeed, budgets: [3e14]}\n")
+    said = isoflop("plan", "sweep=ours", "--config-dir", str(tmp_path), "--help").out
+    assert "chinchilla, ours, quickstart" in said and "sweep.name=ours_indeed" in said and "budgets=[3e14]" in said
+
+
+def test_help_on_a_wrong_option_is_one_sentence(isoflop: Command) -> None:
+    said = isoflop("plan", "sweep=nothing", "--help")
+    assert said.code == 2 and "nothing" in said.sentence and not said.out
 
 
 def test_an_unknown_verb_lists_those_there_are(isoflop: Command) -> None:

@@ -20,7 +20,7 @@ from analysis.fitting.parametric import LEAST_SCATTER, basis_of
 from analysis.fitting.values import Floats, ParametricFit
 from analysis.planning.extensions import MEANING, NAMES, terms
 from analysis.planning.information import jacobian
-from analysis.planning.noise import NORMAL, pure_error, same_points
+from analysis.planning.noise import pure_error, robust_scale, same_points
 
 LEVEL = 0.05
 CLIP = 2.0  # robust standard deviations
@@ -135,9 +135,7 @@ def _replicates(params: Floats, tokens: Floats, residuals: Floats, space: Floats
 
 def _clipped(residuals: Floats, fitted: int) -> Floats:
     """Residuals, cut at ``CLIP`` robust standard deviations."""
-    n = len(residuals)
-    scale = NORMAL * float(np.median(np.abs(residuals))) * np.sqrt(n / max(1, n - fitted))
-    reach = CLIP * max(scale, LEAST_SCATTER)
+    reach = CLIP * max(robust_scale(residuals, fitted), LEAST_SCATTER)
     return np.clip(residuals, -reach, reach)
 
 
