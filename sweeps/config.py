@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -258,6 +259,7 @@ class PredictCommand:
     format: Format = Format.table
 
 
+@cache
 def register() -> None:
     """Make the schemas known to Hydra, one named ``schema`` in each group."""
     store = ConfigStore.instance()
