@@ -19,6 +19,7 @@ from trainer.config import (
     TrackingConfig,
     TrainerConfig,
 )
+from trainer.text.config import PrepareConfig
 
 
 class Design(StrEnum):
@@ -259,6 +260,21 @@ class PredictCommand:
     format: Format = Format.table
 
 
+@dataclass(kw_only=True)
+class DataPrepareCommand(PrepareConfig):
+    """What ``data prepare`` reads."""
+
+    format: Format = Format.table
+
+
+@dataclass(kw_only=True)
+class DataCheckCommand:
+    """What ``data check`` reads."""
+
+    path: str | None = None
+    """A folder with header.json."""
+
+
 @cache
 def register() -> None:
     """Make the schemas known to Hydra, one named ``schema`` in each group."""
@@ -267,6 +283,8 @@ def register() -> None:
         ("sweep_schema", Config),
         ("fit_schema", FitCommand),
         ("predict_schema", PredictCommand),
+        ("data_prepare_schema", DataPrepareCommand),
+        ("data_check_schema", DataCheckCommand),
     ):
         store.store(name=name, node=node)
     for group, schema in (

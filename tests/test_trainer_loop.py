@@ -95,7 +95,7 @@ def test_final_loss_is_that_of_a_plain_step_by_step_run(root: Path, corpus: str)
         for group in adamw.param_groups:
             group["lr"] = recipe.optim.lr * factor
         adamw.step()
-    held_out = torch.from_numpy(eval_windows(tokens, windows=40, sequence=16))
+    held_out = torch.from_numpy(eval_windows(tokens, windows=40, sequence=16)["validation"])
     with torch.no_grad():
         expected = float(model.loss(held_out)) / (40 * 16)
     assert point(folder)["loss"] == pytest.approx(expected, rel=1e-5)

@@ -12,12 +12,14 @@
         cancel            present while somebody wants the run stopped
 
 A metrics row: ``step`` (0-based index of the update), ``tokens`` and ``flops`` after it, ``train_loss`` (mean since the
-last row), ``val_loss`` (where measured), ``lr``, ``grad_norm``, ``tokens_per_second``, ``attempt``, ``time``.
+last row), ``val_loss`` (where measured; of a corpus's further validation sets ``val_loss_<name>``), ``lr``,
+``grad_norm``, ``tokens_per_second``, ``attempt``, ``time``.
 
 A final record must have ``schema`` (1), ``run_id``, ``point_id`` (of ``points`` in config.yaml), ``verdict`` (``done``,
 ``diverged`` or ``failed: <cause>``); a done one also ``tokens`` (trained), ``horizon`` (the tokens asked for, reached)
-and ``loss`` (nats per token). ``bits_per_byte`` and ``flags`` are welcome. What follows
-from the config (parameters, FLOPs, batch, ...) is added by readers; :func:`final_record` writes it all.
+and ``loss`` (nats per token). ``bits_per_byte``, ``flags`` and ``validation_sets`` (name -> loss and bits_per_byte) are
+welcome. What follows from the config (parameters, FLOPs, batch, ...) is added by readers; :func:`final_record` writes
+it all.
 """
 
 from __future__ import annotations
@@ -314,6 +316,7 @@ def final_record(
     verdict: str,
     bits_per_byte: float | None = None,
     unique_tokens: int | None = None,
+    validation_sets: Mapping[str, Mapping[str, float]] | None = None,
     flags: Sequence[str] = (),
     attempt: int = 0,
 ) -> dict[str, Any]:
@@ -329,6 +332,8 @@ def final_record(
         ``done``, ``diverged`` or ``failed: <cause>``.
     unique_tokens
         Distinct training tokens seen; None where none was repeated.
+    validation_sets
+        By name, ``loss`` and ``bits_per_byte``; ``loss`` above is the first one's.
     """
     recipe, shape = config.recipe, config.recipe.model
     return {
@@ -357,6 +362,7 @@ def final_record(
         "loss": loss,
         "loss_unit": "nats/token",
         "bits_per_byte": bits_per_byte,
+        "validation_sets": plain(dict(validation_sets or {})),
         "verdict": verdict,
         "flags": list(flags),
         "attempt": attempt,

@@ -128,6 +128,8 @@ def summary_of(record: Mapping[str, Any]) -> dict[str, Any]:
     Its tokens are ``final_tokens``, as ``tokens`` is the metrics' axis.
     """
     told = {name: record[name] for name in ("verdict", "loss", "bits_per_byte", "unique_tokens", "flags")}
+    for name, measured in record["validation_sets"].items():
+        told |= {f"{key}_{name}": value for key, value in measured.items()}
     return told | {"final_tokens": record["tokens"]}
 
 
