@@ -143,7 +143,9 @@ def _compose_and_run(config_name: str, body: Callable[[Any], int], intro: str) -
             "seeds in sweep.seeds, and every point is planned together."
         )
     import hydra
+    from hydra._internal.hydra import Hydra
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
     from sweeps.config import register
@@ -165,6 +167,8 @@ def _compose_and_run(config_name: str, body: Callable[[Any], int], intro: str) -
     given[:] = sys.argv[1:]
     overrides = [from_shell(argument) for argument in given if OVERRIDE.match(argument)]
     flags = [argument for argument in given if not OVERRIDE.match(argument)]
+    # Hydra composes everything twice, first only to learn that this is no multirun.
+    Hydra.get_mode = lambda self, config_name, overrides: RunMode.RUN  # type: ignore[method-assign]
     try:
         if {"-h", "--help"} & set(flags):
             sys.stdout.write(help_text(config_name, overrides, _dirs(flags), intro))

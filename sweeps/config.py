@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -276,6 +277,7 @@ class DataCheckCommand:
     """A folder with header.json."""
 
 
+@cache
 def register() -> None:
     """Make the schemas known to Hydra, one named ``schema`` in each group."""
     store = ConfigStore.instance()

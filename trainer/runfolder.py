@@ -45,6 +45,8 @@ FAILED = "failed: "
 """A failed verdict is this plus its cause."""
 OOM, TIMEOUT = "OOM", "timeout"
 """How the cause of a failure for want of memory, or of time, begins."""
+TAIL_BYTES = 16_000
+"""Of metrics.jsonl, what tells how a run stands."""
 LOST = "lost: killed, or the machine went down"
 """Why an attempt without a last line ended."""
 
@@ -202,6 +204,11 @@ class RunFolder:
         """Valid metrics rows, by rising step: an attempt that resumed at step s voids earlier rows at or above s."""
         resumed = {line["attempt"]: line.get("resume_step") for line in self.attempts()}
         return valid_rows(read_lines(self.path / "metrics.jsonl"), resumed)
+
+    def last_rows(self, attempts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The last of :meth:`metrics`, some dozens, without reading the others; ``attempts`` as read already."""
+        resumed = {line["attempt"]: line.get("resume_step") for line in attempts}
+        return valid_rows(read_lines(self.path / "metrics.jsonl", last_bytes=TAIL_BYTES), resumed)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row; NaN and infinities become null, which JSON can hold."""
