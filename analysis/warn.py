@@ -141,6 +141,11 @@ def _backtest(test: Backtest | Refused) -> Iterator[str]:
 
 def _parametric(approach: Parametric) -> Iterator[str]:
     certificate, e = approach.fit.certificate, approach.E
+    if approach.form.fails:
+        yield (
+            f"parametric: the form of the law fails: {approach.form.where}; its intervals do not know that, those of a "
+            "law that may bend do."
+        )
     if not certificate.converged:
         yield f"parametric: Newton's method stopped at a relative gradient of {certificate.gradient_norm:.1g}."
     if certificate.starts_agreeing < certificate.starts / 4:

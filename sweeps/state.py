@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -16,6 +17,8 @@ from trainer.runfolder import DIVERGED, DONE, FAILED, LOST, OOM, TIMEOUT, RunFol
 
 RECENT_ROWS = 20
 """Rows over which a running point's speed is averaged."""
+TOUCHED = {"attempts.jsonl", "points.jsonl", "lock", "cancel"}
+"""What lies in the folder of a run that somebody has done something with."""
 
 
 class State(StrEnum):
@@ -72,7 +75,7 @@ class PointState:
 
     def to_dict(self) -> dict[str, Any]:
         """As ``status format=json`` prints it."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 def inspect(folder: SweepFolder, plan: Mapping[str, Any], lost_attempts: int, backlog: Backlog) -> list[PointState]:
@@ -89,7 +92,7 @@ def inspect(folder: SweepFolder, plan: Mapping[str, Any], lost_attempts: int, ba
 def orphans(folder: SweepFolder, plan: Mapping[str, Any]) -> list[RunFolder]:
     """Runs on disk whose point has left the config. They are kept."""
     known = {row["run_id"] for row in plan["points"]}
-    return [run for run in folder.runs() if run.run_id not in known]
+    return folder.runs(without=known)
 
 
 def _inspect_point(run: RunFolder, row: Mapping[str, Any], backlog: Backlog, lost_attempts: int) -> PointState:
@@ -103,11 +106,15 @@ def _inspect_point(run: RunFolder, row: Mapping[str, Any], backlog: Backlog, los
         "flops": row.get("flops_spent", row["flops_matmul"]),
         "hours": row["hours"],
     }
-    if not run.config_path.exists():
+    try:
+        there = {entry.name for entry in os.scandir(run.path)}
+    except FileNotFoundError:
+        there = set()
+    if "config.yaml" not in there or not there & TOUCHED:
         return _absent(known, backlog)
     attempts = run.attempts()
     alive = holder(run.path) is not None
-    part = _Part.of(run, row)
+    part = _Part.of(run, row, attempts)
     known |= {"attempts": len(attempts), "spent_hours": part.spent * _spent_seconds(run, attempts, alive) / 3600}
     record = run.points().get(row["point_id"])
     if record is not None:
@@ -162,8 +169,8 @@ class _Part:
     """That the whole run has made."""
 
     @classmethod
-    def of(cls, run: RunFolder, row: Mapping[str, Any]) -> _Part:
-        rows = run.metrics()
+    def of(cls, run: RunFolder, row: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> _Part:
+        rows = run.last_rows(attempts) if attempts else []
         before, own = row.get("updates_before", 0), row.get("updates_own", row.get("steps", 0))
         at = rows[-1] if rows else {}
         updates = at.get("update", at.get("step", -1)) + 1

@@ -12,12 +12,13 @@ analysis", ch. 2). All p-values are corrected for their number (Holm, Scand. J. 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import fdtrc, stdtr
 
 from analysis.fitting.parametric import LEAST_SCATTER, basis_of
-from analysis.fitting.values import Floats, ParametricFit
+from analysis.fitting.values import Floats, ParametricFit, finite
 from analysis.planning.extensions import MEANING, NAMES, terms
 from analysis.planning.information import jacobian
 from analysis.planning.noise import pure_error, robust_scale, same_points
@@ -70,6 +71,19 @@ class LackOfFit:
         if worst is None or not self.fails:
             return ""
         return f"{worst.meaning} (p = {worst.adjusted:.2g})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As fit.json has it."""
+        return {
+            "fails": self.fails,
+            "where": self.where,
+            "level": self.level,
+            "tests": [
+                {"name": each.name, "meaning": each.meaning}
+                | {name: finite(getattr(each, name)) for name in ("statistic", "p", "adjusted")}
+                for each in self.extensions
+            ],
+        }
 
 
 def lack_of_fit(params: Floats, tokens: Floats, loss: Floats, fit: ParametricFit, *, level: float = LEVEL) -> LackOfFit:
