@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,27 @@ from analysis.fitting.curves import Curves
 from analysis.fitting.envelope import fit_envelope, refit_envelope
 from analysis.fitting.isoflop import fit_isoflop, refit_isoflop, window_sweep
 from analysis.fitting.optimum import exponents, fit_cost
-from analysis.fitting.parametric import fit_parametric, refit_parametric
+from analysis.fitting.parametric import LARGEST_LOG, fit_parametric, refit_parametric
 from analysis.fitting.profile import profile
-from analysis.fitting.values import Cost, Estimate, Floats, IsoflopFit, ParametricFit, Refused, Replicates, Rows
+from analysis.fitting.values import (
+    Cost,
+    Estimate,
+    Floats,
+    IsoflopFit,
+    ParametricFit,
+    Refused,
+    Replicates,
+    Rows,
+    finite,
+)
 from analysis.frontier import Fitted, array, estimates, scatter_about
-from analysis.result import ConventionFit, Conventions, Envelope, Isoflop, Parametric
+from analysis.planning.extensions import interval_if_bent
+from analysis.planning.information import Quantity, Target
+from analysis.planning.lackoffit import lack_of_fit
+from analysis.result import ConventionFit, Conventions, Envelope, Isoflop, Optimum, Parametric
 
 LEAST_SIZES_FOR_A_BEND = 4
+BEYOND = (10.0, 100.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +137,8 @@ def _parametric(
     profiles = profile(rows.params, rows.tokens, rows.loss, fit, cost, config.level) if config.profile else {}
     return Parametric(
         fit=fit,
+        form=lack_of_fit(rows.params, rows.tokens, rows.loss, fit),
+        if_bent=_if_bent(rows, fit, cost, config.level),
         profiles=profiles,
         E=law["E"],
         A=law["A"],
@@ -130,6 +147,22 @@ def _parametric(
         beta=law["beta"],
         **_common(fit, (float(a), float(b)), (many_a, many_b), surface.replicates, rows, cost, valleys, config),
     )
+
+
+def _if_bent(rows: Rows, fit: ParametricFit, cost: Cost, level: float) -> tuple[Optimum, ...]:
+    """Optima with intervals that do not trust the form, at the stated budgets and 10 and 100 times the largest C."""
+    found = []
+    for flops in (*stated_budgets(rows), *(factor * float(rows.flops.max()) for factor in BEYOND)):
+        told = {}
+        for quantity in (Quantity.n_opt, Quantity.loss_opt):
+            target = Target(quantity=quantity, flops=float(flops))
+            ends = interval_if_bent(rows.params, rows.tokens, fit, target, cost, level)
+            value = float(np.exp(target.value(fit.array()[None], cost)[0]))
+            low, high = (finite(float(np.exp(min(end, LARGEST_LOG)))) for end in ends)
+            known = math.isfinite(ends[0]) and math.isfinite(ends[1])
+            told[quantity.value] = Estimate(value=value, low=low, high=high) if known else Estimate(value=value)
+        found.append(Optimum(budget=float(flops), d_opt=Estimate(value=None), **told))
+    return tuple(found)
 
 
 def _isoflop(

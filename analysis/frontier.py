@@ -10,7 +10,7 @@ from analysis.fitting.bootstrap import Scatter, percentile, scatter_of
 from analysis.fitting.optimum import optimum
 from analysis.fitting.powerlaw import optimum_of_laws
 from analysis.fitting.values import Cost, EnvelopeFit, Estimate, Floats, IsoflopFit, ParametricFit, Refused, Replicates
-from analysis.result import Optimum
+from analysis.result import FitResult, Optimum, Parametric
 
 Fitted = EnvelopeFit | IsoflopFit | ParametricFit
 NAMES = ("n_opt", "d_opt", "loss_opt")
@@ -57,6 +57,12 @@ def estimates(
         Optimum(budget=float(budget), n_opt=estimate(0, i), d_opt=estimate(1, i), loss_opt=estimate(2, i))
         for i, budget in enumerate(flops)
     )
+
+
+def if_it_holds(fit: FitResult, three: Parametric) -> tuple[Optimum, ...]:
+    """Approach 3's optima, trusting its form, where ``three.if_bent`` has those that do not."""
+    flops = np.array([at.budget for at in three.if_bent])
+    return estimates(three.fit, fit.primary.cost, three.replicates, {}, flops, fit.interval.level)
 
 
 def scatter_about(fit: Fitted, cost: Cost, valleys: IsoflopFit | Refused) -> dict[str, Scatter]:

@@ -31,6 +31,7 @@ from analysis.fitting.values import (
     finite,
 )
 from analysis.ingest.tables import Exclusion
+from analysis.planning.lackoffit import LackOfFit
 from analysis.version import version_of
 
 FIT_SCHEMA = 1
@@ -148,6 +149,10 @@ class Parametric(Approach):
     B: Estimate
     alpha: Estimate
     beta: Estimate
+    form: LackOfFit
+    """Tests of the law's form."""
+    if_bent: tuple[Optimum, ...]
+    """N* and L* where the form may fail in any one way that was tested, at the stated budgets and beyond; no D*."""
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     """By the name of what was held; empty unless asked for."""
 
@@ -176,8 +181,12 @@ class Parametric(Approach):
             "form": self.fit.form.value,
             "certificate": self.fit.certificate.to_dict(),
         }
+        bent = [
+            {"budget": at.budget, "n_opt": at.n_opt.to_dict(), "loss_opt": at.loss_opt.to_dict()} for at in self.if_bent
+        ]
+        form = {"lack_of_fit": self.form.to_dict(), "if_bent": bent}
         profiles = {name: at.estimate.to_dict() for name, at in self.profiles.items()}
-        return super().to_dict() | law | evidence | ({"profiles": profiles} if profiles else {})
+        return super().to_dict() | law | evidence | form | ({"profiles": profiles} if profiles else {})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

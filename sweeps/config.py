@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -18,6 +19,7 @@ from trainer.config import (
     TrackingConfig,
     TrainerConfig,
 )
+from trainer.text.config import PrepareConfig
 
 
 class Design(StrEnum):
@@ -173,6 +175,26 @@ class LimitsConfig:
 
 
 @dataclass(kw_only=True)
+class ForecastConfig:
+    """Node ``forecast``: what precision is foretold from; ``forecast=true`` is short for ``forecast.on=true``."""
+
+    on: bool = False
+    """plan: simulate the sweep, and print and write the intervals to expect."""
+    targets: list[float] = field(default_factory=list)
+    """Training FLOPs at which N*, D* and L* are foretold; empty: the plan's largest budget, 10 and 100 times that."""
+    prior: str | None = None
+    """A folder that ``fit`` wrote, whose law and its uncertainty are taken for true; ``results``: a fit of what the
+    sweep has measured; null: ``law=``, else the law or the N*(C) of ``sweep.centre``."""
+    noise: float | None = None
+    """Standard deviation of log loss between runs of one point; null: that of repeated seeds among the results in the
+    root, else of their residuals about their law, else 0.005."""
+    replicates: int = 1000
+    """Simulated sweeps."""
+    seed: int = 0
+    """Of the simulation."""
+
+
+@dataclass(kw_only=True)
 class Config:
     """Everything the sweep verbs read."""
 
@@ -189,9 +211,12 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    forecast: ForecastConfig = field(default_factory=ForecastConfig)
     out: str | None = None
     """Where fit and run write; null: <root>/<sweep>/fit, or fits/<file name> for a CSV."""
     format: Format = Format.table
+    validation: str | None = None
+    """fit, run: the validation set whose loss is fitted, where the corpus has several; null: its first."""
     confirm: bool = False
     """submit, run: go on above the limits."""
     retry: Retry = Retry.none
@@ -236,6 +261,16 @@ class SyncCommand(Config):
 
 
 @dataclass(kw_only=True)
+class BoardCommand(Config):
+    """What ``board`` reads besides."""
+
+    host: str = "127.0.0.1"
+    """The address it listens on; others than this machine reach it on 0.0.0.0."""
+    port: int = 8060
+    """0 takes any that is free."""
+
+
+@dataclass(kw_only=True)
 class PredictCommand:
     """What ``predict`` reads."""
 
@@ -256,6 +291,22 @@ class PredictCommand:
     format: Format = Format.table
 
 
+@dataclass(kw_only=True)
+class DataPrepareCommand(PrepareConfig):
+    """What ``data prepare`` reads."""
+
+    format: Format = Format.table
+
+
+@dataclass(kw_only=True)
+class DataCheckCommand:
+    """What ``data check`` reads."""
+
+    path: str | None = None
+    """A folder with header.json."""
+
+
+@cache
 def register() -> None:
     """Make the schemas known to Hydra, one named ``schema`` in each group."""
     store = ConfigStore.instance()
@@ -264,6 +315,9 @@ def register() -> None:
         ("fit_schema", FitCommand),
         ("predict_schema", PredictCommand),
         ("sync_schema", SyncCommand),
+        ("board_schema", BoardCommand),
+        ("data_prepare_schema", DataPrepareCommand),
+        ("data_check_schema", DataCheckCommand),
     ):
         store.store(name=name, node=node)
     for group, schema in (

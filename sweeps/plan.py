@@ -2,13 +2,17 @@
 
 isoflop plan sweep=quickstart
 isoflop plan sweep=chinchilla format=json
+isoflop plan sweep=chinchilla forecast=true forecast.targets=[5.76e23]
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from omegaconf import DictConfig
 
-from sweeps.app import run_verb
+from sweeps.app import run_verb, typed
+from sweeps.config import Config, Format
 from sweeps.paths import SweepFolder
 from sweeps.planner import make_plan
 from sweeps.points import write_plan
@@ -17,16 +21,29 @@ from sweeps.render import show_plan
 
 def _body(config: DictConfig) -> int:
     plan = make_plan(config)
-    folder = SweepFolder.of(config.root, plan.sweep)
+    base: Config = typed(config)
+    folder = SweepFolder.of(base.root, plan.sweep)
+    outlook = None
+    if base.forecast.on:
+        from sweeps.forecast import foretell  # here, because it takes scipy half a second
+
+        outlook = foretell(base, plan, folder)
+        plan = replace(plan, forecast=outlook.to_dict())
     write_plan(plan, folder)
-    show_plan(plan, config.format, folder)
+    show_plan(plan, base.format, folder)
+    if outlook is not None and base.format is Format.table:
+        from sweeps.render_forecast import show_forecast
+
+        show_forecast(outlook)
     return 0
 
 
-HELP = """isoflop plan [sweep=NAME] [key=value ...]
+HELP = """isoflop plan [sweep=NAME] [forecast=true] [key=value ...]
 
 Print and write the plan: every point with its size, tokens, batch, learning rate, FLOPs, memory, hours and price.
-Nothing is trained."""
+Nothing is trained. With forecast=true also the intervals that fits of it may be expected to give, and what each budget
+adds to cost and precision: forecast.targets=[C,...] says where, forecast.prior or law= from what, forecast.noise how
+loud."""
 
 
 def main() -> None:

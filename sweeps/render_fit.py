@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 
 from analysis.fitting.values import Refused, RepeatedFit
+from analysis.frontier import if_it_holds
 from analysis.result import Approach, FitResult, Parametric
 from analysis.text import SHORT_TITLES, count_text, estimate_text, flops_text, prediction_text
 from sweeps.render import print_json, say, stdout, table
@@ -44,12 +45,30 @@ def print_fit(fit: FitResult) -> None:
             cells = (*sizes, estimate_text(at.loss_opt), prediction_text(at.loss_opt))
             optima.add_row(flops_text(at.budget), SHORT_TITLES[name], *cells)
     stdout().print(optima)
+    print_form(fit)
     print_backtest(fit)
     print_asked_for(fit)
     for note in fit.notes:
         say(f"note: {note}")
     for warning in fit.warnings:
         say(f"beware: {warning}")
+
+
+def print_form(fit: FitResult) -> None:
+    """Whether the form of Approach 3's law fails, and what N* and L* would be if it may."""
+    three = fit.primary.parametric
+    if not isinstance(three, Parametric) or not three.quotable or three.form.worst is None:
+        return
+    worst = three.form.worst
+    verdict = f"fails: {three.form.where}" if three.form.fails else (
+        f"is not seen to fail (strongest hint: {worst.meaning}, p = {worst.adjusted:.2g})"
+    )  # fmt: skip
+    shown = table("C", "<N* if the form holds", "<N* if it may bend", "<loss if it may bend",
+                  title=f"The form of Approach 3's law {verdict}")  # fmt: skip
+    for held, bent in zip(if_it_holds(fit, three), three.if_bent, strict=True):
+        cells = [estimate_text(one, count_text) for one in (held.n_opt, bent.n_opt)]
+        shown.add_row(flops_text(bent.budget), *cells, estimate_text(bent.loss_opt))
+    stdout().print(shown)
 
 
 def coverage_text(fit: FitResult, name: str) -> str:

@@ -23,7 +23,8 @@ from sweeps.paths import SweepFolder
 from sweeps.planner import make_plan
 from sweeps.points import Plan
 from sweeps.reconcile import submit, workers_wanted
-from sweeps.render import live, say, say_refused, show_submission
+from sweeps.render import say, say_refused, show_submission
+from sweeps.render_live import live_overview
 from sweeps.slurm import Scheduler
 from sweeps.state import ENDED, PointState, State, inspect
 from trainer.errors import MachineFault, UserError
@@ -45,7 +46,7 @@ def wait(config: Config, plan: Plan, folder: SweepFolder, scheduler: Scheduler) 
         If workers leave again and again without training anything.
     """
     fruitless, touched = 0, -1
-    with live(folder) as show:
+    with live_overview(folder, config.fit, config.device.price_per_hour) as show:
         while True:
             backlog = read_backlog(folder, scheduler)
             states = inspect(folder, plan.to_dict(), config.limits.lost_attempts, backlog)

@@ -16,7 +16,8 @@ from sweeps.backlog import read_backlog
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
 from sweeps.points import read_plan
-from sweeps.render import live, say, show_status
+from sweeps.render import say, show_status
+from sweeps.render_live import live_overview
 from sweeps.render_point import find_log, show_point
 from sweeps.slurm import Scheduler
 from sweeps.state import ENDED, PointState, State, inspect, orphans
@@ -54,7 +55,7 @@ def _body(raw: DictConfig) -> int:
 
     states, stale = now()
     if config.watch:
-        with live(folder) as show:
+        with live_overview(folder, config.fit, config.device.price_per_hour) as show:
             while not all(state.state in ENDED for state in states):
                 show(states)
                 time.sleep(REFRESH_SECONDS)
@@ -73,6 +74,7 @@ def _body(raw: DictConfig) -> int:
 HELP = """isoflop status [sweep=NAME] [point=ID] [watch=true] [format=json]
 
 What has become of every point: done, running, queued, planned, failed with its cause, diverged. Never writes.
+watch=true shows it live: progress by budget, losses of what runs, the fit so far, spent against planned.
 With point= that fits one point: its attempts, the end of its log, and where they lie.
 Exit code 1 if a point failed."""
 

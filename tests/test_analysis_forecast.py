@@ -205,3 +205,15 @@ def test_a_prior_far_from_the_results_is_contradicted() -> None:
     either = np.stack([LAW, LAW + np.array([0, 0, np.log(1.2), 0, 0])])
     assert contradiction(either, params, tokens, loss, NOISE) is None, "one of its laws may be true"
     assert contradiction(LAW[None], params, tokens, loss * 1.005, NOISE / 10) is None, "near enough to plan by"
+
+
+def test_the_residuals_of_few_points_do_not_understate_the_noise() -> None:
+    params, tokens, flops = classic()
+    few = np.isin(flops, np.unique(flops)[::4])
+    params, tokens = params[few][::2], tokens[few][::2]
+    law = loss_of_laws(LAW, np.log(params), np.log(tokens))
+    told = []
+    for seed in range(60):
+        loss = law * np.exp(NOISE * np.random.default_rng(seed).standard_normal(len(law)))
+        told.append(estimate_noise(params, tokens, loss, _fitted(params, tokens, loss)).value)
+    assert len(law) == 15 and np.median(told) == pytest.approx(NOISE, rel=0.15)

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from analysis_designs import (
     COST,
@@ -22,14 +23,18 @@ from analysis_designs import (
 )
 from scipy.optimize import minimize_scalar
 
-from analysis.config import Objective
+from analysis import fit_tables, read_frame
+from analysis.config import FitConfig, Objective
 from analysis.fitting.optimum import optimum
 from analysis.fitting.parametric import fit_parametric, refit_parametric
 from analysis.fitting.values import ParametricFit, loss_of_laws
-from analysis.planning.extensions import NAMES, errors_if_bent, terms
+from analysis.frontier import if_it_holds
+from analysis.planning.extensions import NAMES, errors_if_bent, interval_if_bent, terms
 from analysis.planning.information import Quantity, Target, standard_errors
 from analysis.planning.lackoffit import LackOfFit, _holm, lack_of_fit
 from analysis.planning.optimal import Constraints, optimal_design
+from analysis.report.document import render_report
+from analysis.result import Parametric
 
 REPEATS = 200
 
@@ -187,3 +192,64 @@ def test_a_loss_within_the_points_hardly_rests_on_the_form(sweep: tuple[np.ndarr
     plain = standard_errors(*sweep, LAW[None], (near,), NOISE, COST)[0]
     assert max(errors_if_bent(*sweep, LAW, near, NOISE, COST).values()) < 1.8 * plain
     assert np.isnan(list(errors_if_bent(*sweep, LAW, Target(quantity=Quantity.exponent), NOISE, COST).values())).all()
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [formed, bent(0.005, 0.0), bent(0.01, 0.0), bent(-0.01, 0.0), bent(0.0, -0.01), bent(0.0, -0.02), joined],
+    ids=["holds", "alpha grows a little", "alpha grows", "alpha falls", "beta falls a little", "beta falls", "joined"],
+)
+def test_intervals_of_a_law_that_may_bend_keep_their_coverage(
+    designed: tuple[np.ndarray, np.ndarray], losses: Losses
+) -> None:
+    """Where the bend is mild the test seldom sees it, and the interval that trusts the form misses nearly always."""
+    n, d = designed
+    at = np.linspace(22, 29, 70_001)
+    truth = at[np.argmin(losses(np.exp(at), FAR / 6 / np.exp(at)))]
+    inside, widths = 0, []
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        loss = np.exp(losses(n, d) + NOISE * rng.standard_normal(len(n)))
+        fit = fit_parametric(n, d, loss)
+        assert isinstance(fit, ParametricFit)
+        low, high = interval_if_bent(n, d, fit, N_OPT[0], COST, 0.9)
+        inside += low <= truth <= high
+        widths.append(high - low)
+    assert inside >= 52, "nominal 54 of 60 at least"
+    assert np.median(widths) < 5, "it says something"
+
+
+def test_what_a_bend_could_do_near_the_points_is_little(sweep: tuple[np.ndarray, np.ndarray]) -> None:
+    n, d = sweep
+    loss = np.exp(formed(n, d) + NOISE * np.random.default_rng(0).standard_normal(len(n)))
+    fit = fit_parametric(n, d, loss)
+    assert isinstance(fit, ParametricFit)
+    near, far = (
+        np.ptp(interval_if_bent(n, d, fit, replace(N_OPT[0], flops=flops), COST, 0.9)) for flops in (1e20, FAR)
+    )
+    assert near < far / 3
+    few = slice(0, 60, 10)
+    six = replace(fit, residuals=fit.residuals[few])
+    assert interval_if_bent(n[few], d[few], six, N_OPT[0], COST, 0.9) == (-np.inf, np.inf), "nothing to spare"
+
+
+def test_a_fit_says_whether_its_form_holds(sweep: tuple[np.ndarray, np.ndarray]) -> None:
+    n, d = sweep
+    for losses, fails in ((bent(0.03, 0.0), True), (formed, False)):
+        loss = np.exp(losses(n, d) + NOISE * np.random.default_rng(2).standard_normal(len(n)))
+        frame = pd.DataFrame({"params": n, "tokens": d, "flops": 6 * n * d, "loss": loss})
+        result = fit_tables(read_frame(frame), FitConfig(replicates=100))
+        said = result.to_dict()["approaches"]["parametric"]
+        assert said["lack_of_fit"]["fails"] is fails
+        assert any("the form of the law fails: the effect of N steepens" in text for text in result.warnings) is fails
+        assert {test["name"] for test in said["lack_of_fit"]["tests"]} == {*NAMES, "replicates"}
+        bent_to, largest = said["if_bent"][-1], 6 * (n * d).max()
+        assert bent_to["budget"] == pytest.approx(100 * largest)
+        law = result.primary.parametric
+        assert isinstance(law, Parametric)
+        held = if_it_holds(result, law)[-1].n_opt
+        assert held.low and held.high
+        assert bent_to["n_opt"]["low"] < held.low < held.high < bent_to["n_opt"]["high"]
+        page = render_report(result, None)
+        assert "Does the form hold?" in page
+        assert ("The form fails: the effect of N steepens" in page) is fails

@@ -3,17 +3,19 @@
 A run is a function of its recipe: batch i depends on (seed, i) alone, and a checkpoint holds everything else, the
 half-summed log window included. So a run that was killed any number of times writes the rows, and ends at the loss, of
 one that was not, bit by bit (same processor, threads and torch).
+
+A run with several horizons goes through the legs of :mod:`trainer.legs`: before a cooldown that is not the last it puts
+its state aside as ``trunk.ckpt``, and takes it up again once the cooldown's point is recorded.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,14 @@ import torch
 from torch import Tensor
 
 from trainer import checkpoint
-from trainer.adamw import FlatAdamW
 from trainer.batches import eval_windows, train_batch
+from trainer.checkpoint import SLOTS, TRUNK
 from trainer.config import DeviceKind, Keep, Precision
 from trainer.corpus import Corpus, open_corpus
+from trainer.engine import choose_kernels, open_engine, usable
 from trainer.errors import MachineFault, UserError
-from trainer.kernels import Attention, tune_attention
+from trainer.legs import Leg, legs
 from trainer.lock import LockLost
-from trainer.model import Transformer, groups, initial_params, slots
 from trainer.runfolder import DIVERGED, DONE, RunConfig, RunFolder, final_record
 from trainer.schedule import rate_factor
 
@@ -45,8 +47,9 @@ def train(
 ) -> str:
     """Train the run of a folder to its end and return its verdict; ``stopped: <reason>`` if asked to stop first.
 
-    The caller holds the folder's lock. A run that has its final record is left untouched. Verdicts: ``done``;
-    ``diverged``, where the loss or gradient is not finite, or stays a nat above ln(vocabulary).
+    The caller holds the folder's lock. A run whose points have their final records is left untouched. Verdicts:
+    ``done``; ``diverged``, where the loss or gradient is not finite, or stays a nat above ln(vocabulary). Of several
+    points that of the last one is returned.
 
     Parameters
     ----------
@@ -65,26 +68,34 @@ def train(
         If the disk is full or read-only; the newest checkpoint is then still whole.
     """
     config = folder.read_config()
-    known = folder.points().get(config.run_id)
-    if known is not None:
-        return str(known["verdict"])
+    last = config.recipe.point_ids[-1]
+    if folder.ended():
+        return str(folder.points()[last]["verdict"])
     device = _device(config)
     corpus = _corpus(config, corpora_root)
     config = _tuned(folder, config, device)
-    run = _Run(folder, config, corpus, device)
-    attempt = folder.start_attempt(job, run.step)
-    try:
-        outcome = run.go(attempt, should_stop)
-    except LockLost:
-        raise
-    except BaseException as error:
-        with suppress(MachineFault):  # the disk that failed the run may fail this line too
-            folder.end_attempt(attempt, f"exception: {_last_line(error)}")
-        raise
+    while True:
+        run = _Run(folder, config, corpus, device)
+        attempt = folder.start_attempt(job, run.updates)
+        try:
+            outcome = run.go(attempt, should_stop)
+        except LockLost:
+            raise
+        except BaseException as error:
+            with suppress(MachineFault):  # the disk that failed the run may fail this line too
+                folder.end_attempt(attempt, f"exception: {_last_line(error)}")
+            if isinstance(error, _TrunkLost):
+                continue
+            raise
+        break
     folder.end_attempt(attempt, run.why or outcome)
     if not outcome.startswith(STOPPED):
         checkpoint.free(folder.checkpoints, config.run_id, config.runtime.keep)
     return outcome
+
+
+class _TrunkLost(Exception):
+    """The state that a trunk was to be taken up from cannot be read; what is left of the run starts over."""
 
 
 @dataclass(kw_only=True)
@@ -95,54 +106,89 @@ class _Window:
     updates: int = 0
     high_rows: int = 0
     val_loss: float | None = None
+    """Of the corpus's first validation set."""
+    set_losses: dict[str, float] = field(default_factory=dict)
+    """The last ones, by validation set."""
 
 
 class _Run:
-    """A run's state and the operations on it; ``step`` updates have been made."""
+    """A run's state and the operations on it; ``step`` updates lie on the path that leads here."""
 
     def __init__(self, folder: RunFolder, config: RunConfig, corpus: Corpus, device: torch.device) -> None:
         recipe = config.recipe
         self.folder, self.config, self.recipe, self.corpus, self.device = folder, config, recipe, corpus, device
         self.why = ""
-        dtype = torch.bfloat16 if recipe.dtype is Precision.bf16 else torch.float32
-        initial = initial_params(recipe.model, recipe.seed).to(device)
-        self.optimizer = FlatAdamW(initial, recipe.optim, groups=groups(slots(recipe.model)), dtype=dtype)
-        self.model = Transformer(recipe.model, self.optimizer.params, Attention(config.kernels["attention"]))
-        self.step = 0
+        self.engine = open_engine(config, device)
+        self.optimizer = self.engine.optimizer
+        self.legs, self.at = legs(recipe), 0
+        """The run's legs, and the one that the next update is in."""
+        self.step = self.tokens = 0
         self.window = _Window(loss_sum=torch.zeros((), dtype=torch.float64, device=device))
-        self._windows: Tensor | None = None
+        self._windows: dict[str, Tensor] = {}
         self._slot: str | None = None
         self._saved_at = time.monotonic()
         self._restore()
-        self._clock = time.perf_counter()
-        self._clock_step = self.step
+        self._clock, self._clock_step = time.perf_counter(), self.step
+
+    @property
+    def updates(self) -> int:
+        """All that the run has made, those of cooldowns counted."""
+        leg = self.legs[self.at]
+        return leg.before + self.step - leg.begin
 
     def go(self, attempt: int, should_stop: Callable[[], str | None]) -> str:
         """Train to the end, to divergence, or until asked to stop."""
-        runtime, recipe = self.config.runtime, self.recipe
-        evals = {*runtime.eval_steps, recipe.steps}
-        while self.step < recipe.steps:
+        verdict = DONE
+        while True:
+            leg = self.legs[self.at]
+            if not (leg.branch and leg.horizon.point_id in self.folder.points()):
+                if leg.branch and self.step == leg.begin:
+                    self._write(TRUNK)
+                outcome = self._train(leg, attempt, should_stop)
+                if outcome.startswith(STOPPED):
+                    return outcome
+                self._conclude(leg, outcome, attempt)
+                if leg.branch:
+                    self._take_up_trunk(leg)
+                elif outcome == DIVERGED:
+                    return outcome
+                verdict = outcome
+            if leg is self.legs[-1]:
+                return verdict
+            self.at += 1
+
+    def _train(self, leg: Leg, attempt: int, should_stop: Callable[[], str | None]) -> str:
+        """The rest of a leg, to its end, to divergence, or until asked to stop."""
+        runtime, recipe, horizon = self.config.runtime, self.recipe, leg.horizon
+        self._clock, self._clock_step = time.perf_counter(), self.step
+        evals = {*runtime.eval_steps, *(leg.updates for leg in self.legs if leg.ends_point)}
+        while self.step < leg.end:
             reason = should_stop()
             if reason:
                 self._save()
                 return STOPPED + reason
-            lr = recipe.optim.lr * rate_factor(recipe.schedule, steps=recipe.steps, step=self.step)
+            factor = rate_factor(recipe.schedule, steps=horizon.steps, cooldown=horizon.cooldown_steps, step=self.step)
+            lr = recipe.optim.lr * factor
             norm = self._update(lr)
-            evaluated = self.step in evals
+            evaluated = self.updates in evals
             if evaluated or self.step % runtime.log_every == 0:
-                row = self._row(lr, norm, evaluated=evaluated)
+                row = self._row(leg, lr, norm, evaluated=evaluated)
                 self.folder.append_metrics(row | {"attempt": attempt, "time": time.time()})
-                self.why = self._divergence(row)
-                if self.why:
-                    return self._conclude(DIVERGED, None, attempt)
-            if time.monotonic() - self._saved_at >= runtime.checkpoint_seconds and self.step < recipe.steps:
+                why = self._divergence(leg, row)
+                if why:
+                    self.why = why
+                    return DIVERGED
+            if time.monotonic() - self._saved_at >= runtime.checkpoint_seconds and self.step < leg.end:
                 self._save()
-        if runtime.keep is not Keep.none:
-            self._save()
-        return self._conclude(DONE, self.window.val_loss, attempt)
+        if leg.ends_point and runtime.keep is not Keep.none:
+            if leg.branch:
+                self._write(checkpoint.branch_end(horizon.tokens))
+            else:
+                self._save()
+        return DONE
 
     def _update(self, lr: float) -> Tensor:
-        """One update over the batch of this step, in micro-batches; returns the gradient's norm."""
+        """One update over the batch of this step; returns the gradient's norm."""
         recipe = self.recipe
         batch = self._tensor(
             train_batch(
@@ -153,16 +199,13 @@ class _Run:
                 sequence=recipe.model.sequence,
             )
         )
-        chunks = torch.split(batch, self.config.runtime.micro_batch or recipe.sequences)
-        for number, chunk in enumerate(chunks):
-            loss = self.model.loss(chunk)
-            self.optimizer.accumulate(self.model.gradient(loss), first=number == 0)
-            self.window.loss_sum += loss.detach()
+        self.tokens += batch[:, 1:].numel()
+        self.window.loss_sum += self.engine.gradient(batch)
         self.window.updates += 1
         self.step += 1
         return self.optimizer.update(lr, tokens=recipe.optim.batch)
 
-    def _row(self, lr: float, norm: Tensor, *, evaluated: bool) -> dict[str, Any]:
+    def _row(self, leg: Leg, lr: float, norm: Tensor, *, evaluated: bool) -> dict[str, Any]:
         """The row of the update just made; closes the log window."""
         batch, window = self.recipe.optim.batch, self.window
         row: dict[str, Any] = {
@@ -174,12 +217,18 @@ class _Run:
             "grad_norm": float(norm),
             "tokens_per_second": (self.step - self._clock_step) * batch / (time.perf_counter() - self._clock),
         }
+        if len(self.legs) > 1:
+            row["update"] = self.updates - 1
+        if leg.branch:
+            row["branch"] = leg.horizon.tokens
         high = row["train_loss"] > self._guessing + 1 and self.step > self.recipe.schedule.warmup_steps
         window.high_rows = window.high_rows + 1 if high else 0
         window.loss_sum.zero_()
         window.updates = 0
         if evaluated:
-            window.val_loss = row["val_loss"] = self._validation_loss()
+            window.set_losses = self._validation_losses()
+            row |= validation_keys(window.set_losses)
+            window.val_loss = row["val_loss"]
         self._clock, self._clock_step = time.perf_counter(), self.step
         return row
 
@@ -188,60 +237,108 @@ class _Run:
         """The loss of a uniform guess, nats per token."""
         return math.log(self.recipe.model.vocabulary)
 
-    def _divergence(self, row: dict[str, Any]) -> str:
+    def _divergence(self, leg: Leg, row: dict[str, Any]) -> str:
         """Why the run counts as diverged after this row; empty where it does not."""
-        for name in ("train_loss", "grad_norm", "val_loss"):
+        for name in ("train_loss", "grad_norm", *validation_keys(self.window.set_losses)):
             if not math.isfinite(row.get(name, 0.0)):
                 return f"{DIVERGED}: {name} is {row[name]} at step {row['step']}"
         if self.window.high_rows >= HIGH_ROWS:
             return f"{DIVERGED}: train_loss stayed above ln(vocabulary) + 1 up to step {row['step']}"
-        if self.step == self.recipe.steps and row["val_loss"] > self._guessing + 1:
+        if leg.ends_point and self.step == leg.end and row["val_loss"] > self._guessing + 1:
             return f"{DIVERGED}: the final val_loss is above ln(vocabulary) + 1"
         return ""
 
-    def _validation_loss(self) -> float:
-        """Mean cross-entropy over the fixed validation windows, nats per token."""
+    def _validation_losses(self) -> dict[str, float]:
+        """Mean cross-entropy over the fixed windows of each validation set, nats per token."""
         shape = self.recipe.model
-        if self._windows is None:
+        if not self._windows:
             count = self.recipe.data.eval_windows
-            self._windows = self._tensor(eval_windows(self.corpus, windows=count, sequence=shape.sequence))
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        with torch.no_grad():
-            for chunk in torch.split(self._windows, max(1, EVAL_TOKENS // shape.sequence)):
-                total += self.model.loss(chunk)
-        return float(total) / (len(self._windows) * shape.sequence)
+            chosen = eval_windows(self.corpus, windows=count, sequence=shape.sequence)
+            self._windows = {name: self._tensor(windows) for name, windows in chosen.items()}
+        losses = {}
+        for name, windows in self._windows.items():
+            total = torch.zeros((), dtype=torch.float64, device=self.device)
+            for chunk in torch.split(windows, max(1, EVAL_TOKENS // shape.sequence)):
+                total += self.engine.loss(chunk)
+            losses[name] = float(total) / (len(windows) * shape.sequence)
+        return losses
 
-    def _conclude(self, verdict: str, loss: float | None, attempt: int) -> str:
-        """Write the final record: from here on the run is over, whatever happens to this process."""
-        tokens = self.step * self.recipe.optim.batch
-        bits = None if loss is None else loss / math.log(2) / self.corpus.bytes_per_token
-        record = final_record(
-            self.config,
-            point_id=self.config.run_id,
-            tokens=tokens,
-            loss=loss,
-            verdict=verdict,
-            bits_per_byte=bits,
-            unique_tokens=min(tokens, self.corpus.train_tokens),
-            attempt=attempt,
-        )
-        self.folder.write_point(record)
-        return verdict
+    def _conclude(self, leg: Leg, verdict: str, attempt: int) -> None:
+        """Write the final records of the points that a leg decides: that it ends with, or that its divergence takes.
+
+        From here on they are over, whatever happens to this process.
+        """
+        if verdict == DIVERGED and not leg.branch:
+            decided = self.recipe.horizons[self.recipe.horizons.index(leg.horizon) :]
+        else:
+            decided = (leg.horizon,) if leg.ends_point else ()
+        if verdict == DONE and decided and self.tokens != leg.horizon.tokens:
+            raise RuntimeError(f"{self.tokens} tokens were trained where the plan has {leg.horizon.tokens}")
+        loss = self.window.val_loss if verdict == DONE else None
+        known = self.folder.points()
+        for horizon in decided:
+            if horizon.point_id in known:
+                continue
+            record = final_record(
+                self.config,
+                point_id=horizon.point_id,
+                tokens=self.tokens,
+                loss=loss,
+                verdict=verdict,
+                bits_per_byte=None if loss is None else loss / math.log(2) / self.corpus.sets[0].bytes_per_token,
+                validation_sets={} if loss is None else set_losses(self.corpus, self.window.set_losses),
+                unique_tokens=min(self.tokens, self.corpus.train_tokens),
+                attempt=attempt,
+            )
+            self.folder.write_point(record)
 
     def _save(self) -> None:
         """Write a checkpoint over the older slot; the time it takes counts neither as training nor to the interval."""
         began = time.perf_counter()
-        state = {"optimizer": self.optimizer.state_dict(), "window": vars(self.window)}
         folder, run_id = self.folder.checkpoints, self.config.run_id
-        self._slot = checkpoint.save(folder, run_id, step=self.step, state=state, newest=self._slot)
+        self._slot = checkpoint.save(folder, run_id, step=self.updates, state=self._state(), newest=self._slot)
         self._clock += time.perf_counter() - began
         self._saved_at = time.monotonic()
 
+    def _write(self, name: str) -> None:
+        """Write the state to a file of its own."""
+        began = time.perf_counter()
+        path = self.folder.checkpoints / name
+        checkpoint.write(path, self.config.run_id, step=self.updates, state=self._state())
+        self._clock += time.perf_counter() - began
+
+    def _state(self) -> dict[str, Any]:
+        optimizer, window = self.optimizer.state_dict(), vars(self.window)
+        return {"optimizer": optimizer, "window": window, "leg": self.at, "tokens": self.tokens}
+
+    def _take_up_trunk(self, leg: Leg) -> None:
+        """After a cooldown: back to where it began."""
+        found = next(checkpoint.valid(self.folder.checkpoints, self.config.run_id, [TRUNK]), None)
+        if found is None or found.step != leg.before:
+            raise _TrunkLost(f"{self.folder.checkpoints / TRUNK} is not the state before update {leg.before}")
+        self._load(found)
+
     def _restore(self) -> None:
-        found = checkpoint.newest(self.folder.checkpoints, self.config.run_id)
-        if found is None:
-            return
-        self._slot, self.step = found.slot, found.step
+        """The newest state that does not lie in a cooldown that is over."""
+        names = [*SLOTS, TRUNK] if len(self.legs) > 1 else SLOTS
+        known = self.folder.points()
+        for found in checkpoint.valid(self.folder.checkpoints, self.config.run_id, names):
+            leg = self.legs[found.state.get("leg", 0)]
+            if found.slot == TRUNK or not (leg.branch and leg.horizon.point_id in known):
+                self._slot = None if found.slot == TRUNK else found.slot
+                self._load(found)
+                break
+        while self.legs[self.at].branch and self.legs[self.at].horizon.point_id in known:
+            self.at += 1  # so that the attempt says where it really goes on, and voids no row of the cooldown
+
+    def _load(self, found: checkpoint.Checkpoint) -> None:
+        """Take up a state."""
+        self.at = found.state.get("leg", 0)
+        leg = self.legs[self.at]
+        self.step, self.tokens = (
+            found.step - leg.before + leg.begin,
+            found.state.get("tokens", found.step * self.recipe.optim.batch),
+        )
         self.optimizer.load_state_dict(found.state["optimizer"])
         self.window = _Window(**found.state["window"])
         self.window.loss_sum = self.window.loss_sum.to(self.device)
@@ -249,6 +346,20 @@ class _Run:
     def _tensor(self, tokens: Any) -> Tensor:
         tensor = torch.from_numpy(tokens)
         return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+def validation_keys(losses: Mapping[str, float]) -> dict[str, float]:
+    """A row's losses, by key: ``val_loss`` of the first validation set, ``val_loss_<name>`` of each further one."""
+    return {f"val_loss_{name}" if number else "val_loss": loss for number, (name, loss) in enumerate(losses.items())}
+
+
+def set_losses(corpus: Corpus, losses: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """What a final record says of each validation set."""
+    sets = {held_out.name: held_out for held_out in corpus.sets if held_out.name in losses}
+    return {
+        name: {"loss": losses[name], "bits_per_byte": losses[name] / math.log(2) / held_out.bytes_per_token}
+        for name, held_out in sets.items()
+    }
 
 
 def _device(config: RunConfig) -> torch.device:
@@ -281,37 +392,11 @@ def _corpus(config: RunConfig, root: Path) -> Corpus:
 
 def _tuned(folder: RunFolder, config: RunConfig, device: torch.device) -> RunConfig:
     """The config with its kernels chosen: at the first attempt by trying, later as written."""
-    if config.kernels:
-        chosen = config.kernels.get("attention")
-        if chosen not in list(Attention):
-            raise UserError(
-                f"{folder.config_path}: kernels.attention={chosen!r} is none of {', '.join(Attention)}; restore it."
-            )
+    if usable(config.kernels, config.recipe, str(folder.config_path)):
         return config
-    shape = config.recipe.model
-    path = tune_attention(
-        sequences=config.runtime.micro_batch or config.recipe.sequences,
-        heads=shape.heads,
-        tokens=shape.sequence,
-        size=shape.head_size,
-        dtype=torch.bfloat16 if config.recipe.dtype is Precision.bf16 else torch.float32,
-        device=device,
-    )
-    kernels = {"attention": path.value, "torch": str(torch.__version__), "processor": _processor(device)}
-    config = replace(config, kernels=kernels)
+    config = replace(config, kernels=choose_kernels(config, device))
     folder.write_config(config)
     return config
-
-
-def _processor(device: torch.device) -> str:
-    """What the kernels were chosen on; bit-exact results are promised for this one only."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _last_line(error: BaseException) -> str:

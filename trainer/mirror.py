@@ -88,20 +88,21 @@ class Mirror:
         self._run_id = ""
         process, self._process = self._process, None
         if process is None or process.stdin is None:
-            return None
+            return
         with suppress(OSError):
             process.stdin.close()
         left: float = float("inf")
         while True:
             try:
                 process.wait(HURRY_SECONDS if hurry else DRAIN_SECONDS)
-                return None
+                return
             except subprocess.TimeoutExpired:
                 before, left = left, sum(1 for _ in untold(self._sweep))
                 if hurry or left >= before:
                     process.kill()
                     process.wait()
-                    return complain("it has not taken all that there is to tell")
+                    complain("it has not taken all that there is to tell")
+                    return
 
     def _send(self, run_id: str) -> None:
         if self._process is not None and self._process.stdin is not None:
@@ -211,7 +212,9 @@ class Teller:
         told: WandbRun | None = None
         last = False
         while True:
-            if told is None and run.attempts():
+            attempts = run.attempts()
+            begun = bool(attempts) and (last or "why" not in attempts[-1] or has_ended(config, run.points()))
+            if told is None and begun:  # not by the attempt before, which has been closed
                 config = run.read_config()  # its kernels are chosen just before the first attempt
                 told = WandbRun(run.path, story_of(run, config), config.runtime.tracking)
             if told is not None:

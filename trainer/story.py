@@ -88,7 +88,7 @@ def _settled(folder: RunFolder, rows: list[dict[str, Any]]) -> list[dict[str, An
     saved, old = _checkpoint_step(folder), time.time() - PATIENCE
     count = 0
     for number, row in enumerate(rows, 1):
-        if row["step"] < saved or (row.get("time") or 0.0) < old:
+        if row.get("update", row["step"]) < saved or (row.get("time") or 0.0) < old:
             count = number
     return rows[:count]
 

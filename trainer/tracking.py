@@ -25,7 +25,7 @@ INIT_SECONDS = 120.0
 """How long W&B may take to take a run up,"""
 WRITE_SECONDS = 10.0
 """and to have all of an offline run in its file."""
-LEAN = {
+LEAN: dict[str, Any] = {
     "silent": True,
     "console": "off",
     "disable_code": True,
@@ -93,7 +93,13 @@ def summary_of(points: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     The last point's tokens are ``final_tokens``, as ``tokens`` is the metrics' axis.
     """
     last = max(points.values(), key=lambda record: record["tokens"])
-    told = {name: last.get(name) for name in ("verdict", "loss", "bits_per_byte", "unique_tokens", "flags")}
+    told: dict[str, Any] = {
+        name: last.get(name) for name in ("verdict", "loss", "bits_per_byte", "unique_tokens", "flags")
+    }
+    sets = last.get("validation_sets") or {}
+    if len(sets) > 1:
+        for what, name in (("val_loss", "loss"), ("bits_per_byte", "bits_per_byte")):
+            told |= {f"{what}_{one}": measured.get(name) for one, measured in sets.items()}
     whole = {"final_tokens": last["tokens"], "points": json.dumps(list(points.values()))}
     return {name: value for name, value in told.items() if value is not None} | whole
 
@@ -125,7 +131,7 @@ class WandbRun:
         if not os.access(place, os.W_OK):  # W&B would write into /tmp instead
             raise PermissionError(f"{place} cannot be written to")
         known = wandb.Settings.model_fields
-        lean = LEAN | {"init_timeout": INIT_SECONDS, "x_update_finish_state": final}
+        lean: dict[str, Any] = LEAN | {"init_timeout": INIT_SECONDS, "x_update_finish_state": final}
         self._story, self._offline, self._final = story, tracking.mode is WandbMode.offline, final
         self._run = wandb.init(
             project=tracking.project,
@@ -145,7 +151,8 @@ class WandbRun:
         self.handed_over = int(self._run.starting_step)
         """Rows that W&B has."""
         if self.handed_over:  # W&B holds on to what it was told at first
-            self._run.config.update(dict(story.config), allow_val_change=True)
+            config: Any = self._run.config
+            config.update(dict(story.config), allow_val_change=True)
         for axis in ("tokens", "flops"):
             self._run.define_metric(axis)
         self._run.define_metric("val_loss", step_metric="flops")

@@ -12,6 +12,7 @@ from analysis.config import Fill, chosen
 from analysis.ingest.tables import Exclusion, Tables
 from analysis.ingest.wandb_runs import FINISHED, LoggedRun, tables_of_logged
 from trainer.errors import UserError
+from trainer.tracking import EXACT
 from trainer.wandb_log import MAGIC, records
 
 
@@ -104,6 +105,8 @@ def _files(path: Path) -> list[Path]:
 def _joined(attempts: Iterable[Attempt], clock: str) -> LoggedRun:
     """The attempts of one run as one, the earliest first."""
     ordered = sorted(attempts, key=lambda attempt: attempt.start)
+    if any(EXACT in attempt.config for attempt in ordered):
+        clock = "_step"  # a mirrored row's number in its run; tokens go back where a trunk leaves its cooldown
     rows: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
     for attempt in ordered:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.config import Fill
 from analysis.ingest.frames import flat, read_frame
-from analysis.ingest.records import RunRows, missing_points, run_curve, run_points, tables_of
+from analysis.ingest.records import RunRows, missing_points, run_curves, run_points, tables_of
 from analysis.ingest.tables import Exclusion, Tables, joined
 from trainer.errors import UserError
 from trainer.recipe import check_schema
@@ -111,7 +111,7 @@ def _mirror(run: LoggedRun) -> RunRows:
     return RunRows(
         run_id=run.run_id,
         points=run_points(config, records),
-        curve=run_curve(config, valid_rows(map(dict, run.rows), {})) if records else None,
+        curves=run_curves(config, valid_rows(map(dict, run.rows), {}), records) if records else {},
         excluded=missing_points(config, records),
     )
 

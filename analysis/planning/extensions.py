@@ -14,10 +14,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy.special import stdtrit
 
 from analysis.fitting.optimum import optimum
-from analysis.fitting.values import Cost, Floats
-from analysis.planning.information import Quantity, Target, jacobian, variances
+from analysis.fitting.parametric import basis_of
+from analysis.fitting.values import Cost, Floats, ParametricFit
+from analysis.planning.information import Quantity, Target, huber_factor, jacobian, variances
 
 NAMES = ("curvature_n", "curvature_d", "interaction", "drift")
 MEANING = {
@@ -74,6 +76,52 @@ def errors_if_bent(
         name: float(np.sqrt(variances(np.column_stack([rows, column]), np.append(aim, shift)[None])[0]))
         for name, column, shift in zip(NAMES, extra, shifts, strict=True)
     }
+
+
+def interval_if_bent(
+    params: Floats, tokens: Floats, fit: ParametricFit, target: Target, cost: Cost, level: float
+) -> tuple[float, float]:
+    """Where a target lies if the form may fail in any one of the named ways.
+
+    The hull of the interval of the fitted law and of those with one coefficient left free, each at its least-squares
+    value: so far as one of them is the truth, it covers at least what it says, however little the points show of a
+    failure; a mild one is seldom significant, and moves N* at a far C by several of its standard errors.
+
+    Parameters
+    ----------
+    params, tokens
+        (n,): the rows of ``fit``.
+    target
+        n_opt, loss_opt or loss.
+    level
+        Of the interval.
+
+    Returns
+    -------
+    low, high
+        Of the target's logarithm, by Student's t with n - 6 degrees of freedom; infinite where the points leave one of
+        the ways wholly open, or there are none to spare.
+    """
+    x, y = np.log(params), np.log(tokens)
+    law, centre, spare = fit.array(), (float(x.mean()), float(y.mean())), len(x) - 6
+    value = float(target.value(law[None], cost)[0])
+    if spare < 1:
+        return -math.inf, math.inf
+    noise = float(np.sqrt(np.sum(fit.residuals**2) / spare))
+    wide = float(stdtrit(spare, (1 + level) / 2)) * noise * huber_factor(fit.delta, max(noise, 1e-12))
+    basis = basis_of(fit.form)
+    rows = jacobian(law[None], params, tokens)[0] @ basis
+    aim = target.gradient(law[None], cost)[0] @ basis
+    plain = wide * float(np.sqrt(variances(rows, aim[None])[0]))
+    low, high = value - plain, value + plain
+    columns = terms(law, x, y, centre)
+    for column, shift in zip(columns, _shifts(law, target, cost, centre), strict=True):
+        both, further = np.column_stack([rows, column]), np.append(aim, shift)
+        scale = np.linalg.norm(both, axis=0)
+        moved = float(further @ (np.linalg.lstsq(both / scale, fit.residuals)[0] / scale))
+        error = wide * float(np.sqrt(variances(both, further[None])[0]))
+        low, high = min(low, value + moved - error), max(high, value + moved + error)
+    return low, high
 
 
 def _shifts(law: Floats, target: Target, cost: Cost, centre: tuple[float, float]) -> Floats:

@@ -9,6 +9,7 @@ not as an error of the measurement. An estimator's bias, as Approach 2's, is in 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,18 @@ from analysis.fitting.isoflop import fit_isoflop, refit_isoflop
 from analysis.fitting.optimum import exponents, optimum
 from analysis.fitting.parametric import fit_parametric, refit_parametric
 from analysis.fitting.powerlaw import optimum_of_laws
-from analysis.fitting.values import Bools, Cost, Estimate, Floats, Ints, ParametricFit, Refused, loss_of_laws
+from analysis.fitting.values import (
+    Bools,
+    Cost,
+    Estimate,
+    Floats,
+    Ints,
+    ParametricFit,
+    Refused,
+    finite,
+    loss_of_laws,
+)
+from analysis.planning.extensions import errors_if_bent
 from analysis.planning.information import Quantity, Target, huber_factor, standard_errors
 from analysis.result import Optimum
 
@@ -39,6 +51,13 @@ class Expected:
     """At each target: N*, D*, L* of the middle law with the interval in which the fit's will lie."""
     failed: float
     """Share of the simulated sweeps that gave no fit."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plan.json has it."""
+        out: dict[str, Any] = {"a": self.a.to_dict(), "b": self.b.to_dict(), "failed": self.failed}
+        for name in ("n_opt", "d_opt", "loss_opt"):
+            out[name] = [{"flops": at.budget, **getattr(at, name).to_dict()} for at in self.optima]
+        return out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +91,30 @@ class Forecast:
     error: float
     """Linearised standard error of log N* at the largest target, by Approach 3 on all budgets."""
     budgets: tuple[BudgetShare, ...]
+    bent: dict[str, float]
+    """The same error if the law were bent in one of the ways of :mod:`analysis.planning.extensions`, and the fit knew
+    in which but not how far: what the form is trusted for."""
+
+    @property
+    def approaches(self) -> dict[str, Expected | Refused]:
+        """By name, in Hoffmann's order."""
+        return {"envelope": self.envelope, "isoflop": self.isoflop, "parametric": self.parametric}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plan.json has it."""
+        return {
+            "level": self.level,
+            "replicates": self.replicates,
+            "noise": self.noise,
+            "targets": list(self.targets),
+            "approaches": {name: found.to_dict() for name, found in self.approaches.items()},
+            "error": finite(self.error),
+            "bent": {name: finite(error) for name, error in self.bent.items()},
+            "budgets": [
+                {name: finite(float(getattr(at, name))) for name in ("budget", "points", "cost", "share", "error")}
+                for at in self.budgets
+            ],
+        }
 
 
 def forecast(
@@ -131,7 +174,12 @@ def forecast(
         parametric=_parametric(sweep),
         error=error,
         budgets=shares,
+        bent=errors_if_bent(params, tokens, middle, _farthest(sweep), noise, cost),
     )
+
+
+def _farthest(sweep: _Sweep) -> Target:
+    return Target(quantity=Quantity.n_opt, flops=float(sweep.targets.max()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +319,7 @@ def _of_power_laws(sweep: _Sweep, values: Floats, reach: tuple[float, float], tr
 
 def _shares(sweep: _Sweep, laws: Floats, noise: float) -> tuple[float, tuple[BudgetShare, ...]]:
     """The linearised error of log N* at the largest target, and each budget's share in cost and in that."""
-    config, target = sweep.config, Target(quantity=Quantity.n_opt, flops=float(sweep.targets.max()))
+    config, target = sweep.config, _farthest(sweep)
     delta = {Objective.huber: config.delta, Objective.lad: 0.0}.get(config.objective, np.inf)
     factor = huber_factor(delta, noise)
 

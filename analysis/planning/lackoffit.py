@@ -12,15 +12,16 @@ analysis", ch. 2). All p-values are corrected for their number (Holm, Scand. J. 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import fdtrc, stdtr
 
 from analysis.fitting.parametric import LEAST_SCATTER, basis_of
-from analysis.fitting.values import Floats, ParametricFit
+from analysis.fitting.values import Floats, ParametricFit, finite
 from analysis.planning.extensions import MEANING, NAMES, terms
 from analysis.planning.information import jacobian
-from analysis.planning.noise import NORMAL, pure_error, same_points
+from analysis.planning.noise import pure_error, robust_scale, same_points
 
 LEVEL = 0.05
 CLIP = 2.0  # robust standard deviations
@@ -70,6 +71,19 @@ class LackOfFit:
         if worst is None or not self.fails:
             return ""
         return f"{worst.meaning} (p = {worst.adjusted:.2g})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As fit.json has it."""
+        return {
+            "fails": self.fails,
+            "where": self.where,
+            "level": self.level,
+            "tests": [
+                {"name": each.name, "meaning": each.meaning}
+                | {name: finite(getattr(each, name)) for name in ("statistic", "p", "adjusted")}
+                for each in self.extensions
+            ],
+        }
 
 
 def lack_of_fit(params: Floats, tokens: Floats, loss: Floats, fit: ParametricFit, *, level: float = LEVEL) -> LackOfFit:
@@ -135,9 +149,7 @@ def _replicates(params: Floats, tokens: Floats, residuals: Floats, space: Floats
 
 def _clipped(residuals: Floats, fitted: int) -> Floats:
     """Residuals, cut at ``CLIP`` robust standard deviations."""
-    n = len(residuals)
-    scale = NORMAL * float(np.median(np.abs(residuals))) * np.sqrt(n / max(1, n - fitted))
-    reach = CLIP * max(scale, LEAST_SCATTER)
+    reach = CLIP * max(robust_scale(residuals, fitted), LEAST_SCATTER)
     return np.clip(residuals, -reach, reach)
 
 

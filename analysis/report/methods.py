@@ -98,6 +98,7 @@ def _parametric(page: Page, fit: FitResult, approach: Parametric) -> list[str]:
     about = "What the law leaves unexplained. A slope or a bend means that the form does not hold over the whole range."
     panels = diagnostics.residuals(primary, approach)
     parts += [subheading("Residuals"), page.charts("residuals", panels, about)]
+    parts += _form(fit, approach)
     if approach.profiles:
         about = (
             "How much worse the best fit gets as one number is held; below the dotted line lies its "
@@ -106,3 +107,18 @@ def _parametric(page: Page, fit: FitResult, approach: Parametric) -> list[str]:
         panels = diagnostics.profiles(approach.profiles)
         parts += [subheading("Profile likelihoods"), page.charts("profiles", panels, about)]
     return parts
+
+
+def _form(fit: FitResult, approach: Parametric) -> list[str]:
+    """Whether the law's form fails, and where; and optima that do not trust it."""
+    if approach.form.worst is None or not approach.quotable:
+        return []
+    level = interval_text(fit.interval.level)
+    found = f"The form fails: {approach.form.where}." if approach.form.fails else "No test says that the form fails."
+    about = (
+        f"{found} Each test asks whether the residuals follow a term that the law lacks; p is corrected for the number "
+        f"of tests. A bend too mild to be seen moves N* far out by more than its interval: the last two columns have "
+        f"{level} intervals that hold if the law bends in any one of the ways tested."
+    )
+    heading = subheading("Does the form hold?")
+    return [heading, paragraph(about), numbers.form_tests(approach.form), numbers.if_bent(fit, approach)]

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from analysis.fitting.values import BudgetValley, Estimate, Refused, RepeatedFit
+from analysis.frontier import if_it_holds
+from analysis.planning.lackoffit import LackOfFit
 from analysis.report import style, views
 from analysis.report.page import Cell, table
 from analysis.result import Backtest, FitResult, Holdout, Isoflop, Optimum, Parametric
@@ -56,6 +58,27 @@ def coefficients(approach: Parametric) -> str:
     estimates = [getattr(approach, name) for name in COEFFICIENTS]
     rows = [(label, *(_significant(getattr(at, end)) for at in estimates)) for label, end in ENDS]
     return table(("", *COEFFICIENTS), rows, "lrrrrr")
+
+
+def form_tests(tests: LackOfFit) -> str:
+    """Each way in which the law's form could fail, and the evidence."""
+    rows = [
+        (each.name.replace("_", " "), f"{each.statistic:+.2f}", f"{each.p:.2g}", f"{each.adjusted:.2g}", each.meaning)
+        for each in tests.extensions
+        if np.isfinite(each.p)
+    ]
+    return table(("Test", "statistic", "p", "p, corrected", "what it would mean"), rows, "lrrrw")
+
+
+def if_bent(fit: FitResult, approach: Parametric) -> str:
+    """N* and L* trusting the law's form, and not."""
+    rows = [
+        (flops_text(bent.budget), *(estimate_text(one, count_text) for one in (held.n_opt, bent.n_opt)),
+         *(estimate_text(one) for one in (held.loss_opt, bent.loss_opt)))
+        for held, bent in zip(if_it_holds(fit, approach), approach.if_bent, strict=True)
+    ]  # fmt: skip
+    head = ("C, FLOPs", "N* if the form holds", "N* if it may bend", "L* if the form holds", "L* if it may bend")
+    return table(head, rows, "rrrrr", tall=len(rows) > TALL)
 
 
 def budgets(valleys: Sequence[BudgetValley], approach: Isoflop | None) -> str:
