@@ -97,6 +97,7 @@ function show(seen) {
   chart("valleys", seen.budgets.map(one => ({name: flops(one.flops), colour: colour.get(one.flops),
     points: seen.states.filter(s => s.budget === one.flops && s.state === "done" && s.loss > 0).map(s => [s.params_non_embedding, s.loss])})), false);
   const running = new Map(seen.states.filter(s => s.state === "running").map(s => [s.run_id, s]));
+  byId("curves").parentElement.hidden = !running.size;
   chart("curves", Object.entries(seen.curves).filter(([run]) => running.has(run)).map(([run, points]) => ({name: run, colour: colour.get(running.get(run).budget), points: points.filter(p => p[0] > 0 && p[1] > 0)})), true);
   byId("legend").replaceChildren(...seen.budgets.map(one => {
     const label = make("span"), dot = make("i");
