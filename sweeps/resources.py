@@ -51,6 +51,12 @@ class Site:
     """Tasks that one may have in the queue."""
     max_array: int
     """Tasks of one array."""
+    cpus: float = math.inf
+    """Of the largest node."""
+    node_memory_gb: float = math.inf
+    """Of the largest node."""
+    nodes: float = math.inf
+    """Of the largest partition."""
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -113,7 +113,7 @@ def ask(*command: str, seconds: float = ASK_SECONDS) -> str:
         raise Silent(f"{command[0]} did not answer in {seconds:g} s") from None
     if said.returncode == 0:
         return said.stdout
-    lines = [line.strip() for line in said.stderr.splitlines() if line.strip()]
+    lines = [line.strip() for line in said.stderr.splitlines() if line.strip() and not line.startswith("Try ")]
     why = lines[-1].removeprefix(f"{command[0]}: ").removeprefix("error: ") if lines else "no reason given"
     if re.search(r"contact slurm|timed out|connection|socket|communication|slurmdbd|slurm_load", why, re.IGNORECASE):
         raise Silent(f"{command[0]}: {why}")
