@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,14 +20,12 @@ import torch
 from torch import Tensor
 
 from trainer import checkpoint
-from trainer.adamw import FlatAdamW
 from trainer.batches import eval_windows, train_batch
 from trainer.config import DeviceKind, Keep, Precision
 from trainer.corpus import Corpus, open_corpus
+from trainer.engine import choose_kernels, open_engine, usable
 from trainer.errors import MachineFault, UserError
-from trainer.kernels import Attention, tune_attention
 from trainer.lock import LockLost
-from trainer.model import Transformer, groups, initial_params, slots
 from trainer.runfolder import DIVERGED, DONE, RunConfig, RunFolder, final_record
 from trainer.schedule import rate_factor
 from trainer.tracking import Tracker, open_tracker, summary_of
@@ -112,10 +109,8 @@ class _Run:
         recipe = config.recipe
         self.folder, self.config, self.recipe, self.corpus, self.device = folder, config, recipe, corpus, device
         self.why = ""
-        dtype = torch.bfloat16 if recipe.dtype is Precision.bf16 else torch.float32
-        initial = initial_params(recipe.model, recipe.seed).to(device)
-        self.optimizer = FlatAdamW(initial, recipe.optim, groups=groups(slots(recipe.model)), dtype=dtype)
-        self.model = Transformer(recipe.model, self.optimizer.params, Attention(config.kernels["attention"]))
+        self.engine = open_engine(config, device)
+        self.optimizer = self.engine.optimizer
         self.step = 0
         self.window = _Window(loss_sum=torch.zeros((), dtype=torch.float64, device=device))
         self._windows: dict[str, Tensor] = {}
@@ -151,7 +146,7 @@ class _Run:
         return self._conclude(DONE, self.window.val_loss, attempt, tracker)
 
     def _update(self, lr: float) -> Tensor:
-        """One update over the batch of this step, in micro-batches; returns the gradient's norm."""
+        """One update over the batch of this step; returns the gradient's norm."""
         recipe = self.recipe
         batch = self._tensor(
             train_batch(
@@ -162,11 +157,7 @@ class _Run:
                 sequence=recipe.model.sequence,
             )
         )
-        chunks = torch.split(batch, self.config.runtime.micro_batch or recipe.sequences)
-        for number, chunk in enumerate(chunks):
-            loss = self.model.loss(chunk)
-            self.optimizer.accumulate(self.model.gradient(loss), first=number == 0)
-            self.window.loss_sum += loss.detach()
+        self.window.loss_sum += self.engine.gradient(batch)
         self.window.updates += 1
         self.step += 1
         return self.optimizer.update(lr, tokens=recipe.optim.batch)
@@ -218,12 +209,11 @@ class _Run:
             chosen = eval_windows(self.corpus, windows=count, sequence=shape.sequence)
             self._windows = {name: self._tensor(windows) for name, windows in chosen.items()}
         losses = {}
-        with torch.no_grad():
-            for name, windows in self._windows.items():
-                total = torch.zeros((), dtype=torch.float64, device=self.device)
-                for chunk in torch.split(windows, max(1, EVAL_TOKENS // shape.sequence)):
-                    total += self.model.loss(chunk)
-                losses[name] = float(total) / (len(windows) * shape.sequence)
+        for name, windows in self._windows.items():
+            total = torch.zeros((), dtype=torch.float64, device=self.device)
+            for chunk in torch.split(windows, max(1, EVAL_TOKENS // shape.sequence)):
+                total += self.engine.loss(chunk)
+            losses[name] = float(total) / (len(windows) * shape.sequence)
         return losses
 
     def _conclude(self, verdict: str, loss: float | None, attempt: int, tracker: Tracker) -> str:
@@ -312,37 +302,11 @@ def _corpus(config: RunConfig, root: Path) -> Corpus:
 
 def _tuned(folder: RunFolder, config: RunConfig, device: torch.device) -> RunConfig:
     """The config with its kernels chosen: at the first attempt by trying, later as written."""
-    if config.kernels:
-        chosen = config.kernels.get("attention")
-        if chosen not in list(Attention):
-            raise UserError(
-                f"{folder.config_path}: kernels.attention={chosen!r} is none of {', '.join(Attention)}; restore it."
-            )
+    if usable(config.kernels, config.recipe, str(folder.config_path)):
         return config
-    shape = config.recipe.model
-    path = tune_attention(
-        sequences=config.runtime.micro_batch or config.recipe.sequences,
-        heads=shape.heads,
-        tokens=shape.sequence,
-        size=shape.head_size,
-        dtype=torch.bfloat16 if config.recipe.dtype is Precision.bf16 else torch.float32,
-        device=device,
-    )
-    kernels = {"attention": path.value, "torch": str(torch.__version__), "processor": _processor(device)}
-    config = replace(config, kernels=kernels)
+    config = replace(config, kernels=choose_kernels(config, device))
     folder.write_config(config)
     return config
-
-
-def _processor(device: torch.device) -> str:
-    """What the kernels were chosen on; bit-exact results are promised for this one only."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _last_line(error: BaseException) -> str:
