@@ -216,6 +216,11 @@ def requeue(task: str) -> None:
     ask("scontrol", "requeue", task)
 
 
+def shorten(job: str, minutes: int) -> None:
+    """Lower the time limit of a job that waits; to raise one takes an administrator."""
+    ask("scontrol", "update", f"jobid={job}", f"timelimit={minutes}")
+
+
 def _in_chunks(command: Sequence[str], ids: Sequence[str]) -> None:
     for first in range(0, len(ids), ID_CHUNK):
         try:
