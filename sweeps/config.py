@@ -206,6 +206,8 @@ class Config:
     out: str | None = None
     """Where fit and run write; null: <root>/<sweep>/fit, or fits/<file name> for a CSV."""
     format: Format = Format.table
+    validation: str | None = None
+    """fit, run: the validation set whose loss is fitted, where the corpus has several; null: its first."""
     confirm: bool = False
     """submit, run: go on above the limits."""
     retry: Retry = Retry.none
