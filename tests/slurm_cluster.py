@@ -105,8 +105,8 @@ class Cluster:
             for pid in self.processes(node):
                 _signal(pid, signal.SIGKILL)
 
-    def start_daemon(self, name: str) -> None:
-        """Start a daemon, and what it does not start without, unless it runs; wait until it answers."""
+    def start_daemon(self, name: str, *, wait: bool = True) -> None:
+        """Start a daemon, and what it does not start without, unless it runs; wait until it answers, or just runs."""
         if self.pid(name) is not None:
             return
         if name == "slurmdbd":
@@ -124,7 +124,7 @@ class Cluster:
                 close_fds=True,
                 start_new_session=True,
             )
-        until(lambda: self.pid(name) is not None and self._answers(name), 60)
+        until(lambda: self.pid(name) is not None and (not wait or self._answers(name)), 60)
 
     def stop_daemon(self, name: str) -> None:
         """Ask a daemon to end; ten seconds later end it."""
