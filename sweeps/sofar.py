@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -71,49 +72,62 @@ class FitSoFar:
 
     def __init__(self, folder: SweepFolder, config: FitConfig) -> None:
         self._folder, self._config = folder, config
-        self._pool: ProcessPoolExecutor | None = None
         self._begun: frozenset[tuple[str, float | None]] = frozenset()
-        self._coming: Future[SoFar] | None = None
+        self._coming: subprocess.Popen[bytes] | None = None
         self._newest: SoFar | None = None
 
     def of(self, states: Sequence[PointState]) -> SoFar | None:
         """The newest fit there is; another one is begun where points have ended since. None before the first."""
-        if self._coming is not None and self._coming.done():
-            coming, self._coming = self._coming, None
-            try:
-                self._newest = coming.result()
-            except Exception as error:  # a watcher goes on watching
-                self._newest = SoFar(points=0, refused=f"{type(error).__name__}: {error}")
-                self._pool = None
+        if self._coming is not None and self._coming.poll() is not None:
+            self._newest, self._coming = _answer(self._coming), None
         done = frozenset((state.point_id, state.loss) for state in states if state.state is State.done)
         if self._coming is None and done != self._begun and len(done) >= FEWEST:
             self._begun = done
-            self._coming = self._submit()
+            self._coming = self._start()
         return self._newest
 
     @property
     def busy(self) -> bool:
         """Whether a fit is being made."""
-        return self._coming is not None and not self._coming.done()
+        return self._coming is not None
 
     def close(self) -> None:
-        """Let go of the process."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(getattr(self._pool, "_processes", None) or {}):
-                with suppress(ProcessLookupError):
-                    os.kill(process, 9)
-            self._pool = None
+        """End a fit that is being made."""
+        if self._coming is not None:
+            self._coming.kill()
+            self._coming.communicate()
+            self._coming = None
 
-    def _submit(self) -> Future[SoFar]:
-        if self._pool is None:
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_modest)
-        return self._pool.submit(fit_so_far, self._folder, self._config)
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "sweeps.sofar"]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, start_new_session=True)
+        assert process.stdin is not None
+        with suppress(OSError):
+            process.stdin.write(pickle.dumps((self._folder, self._config)))
+            process.stdin.close()
+        return process
 
 
-def _modest() -> None:
-    import signal
+def _answer(process: subprocess.Popen[bytes]) -> SoFar:
+    """What a process that has ended said: little enough to wait in a pipe."""
+    assert process.stdout is not None
+    with process.stdout as output:
+        said = output.read()
+    if process.returncode:
+        return SoFar(points=0, refused=f"it ended with exit code {process.returncode}")
+    found: SoFar = pickle.loads(said)
+    return found
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who watches
+
+def main() -> None:
+    """Fit what standard input names, and leave the answer on standard output."""
     os.nice(NICE)
+    folder, config = pickle.load(sys.stdin.buffer)
+    from sweeps import sofar  # by its own name, which the pickle carries
+
+    sys.stdout.buffer.write(pickle.dumps(sofar.fit_so_far(folder, config)))
+
+
+if __name__ == "__main__":
+    main()
