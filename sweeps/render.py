@@ -22,6 +22,7 @@ from sweeps.paths import SweepFolder
 from sweeps.points import Plan
 from sweeps.state import PointState, State
 from trainer.files import json_text
+from trainer.story import read_mark
 
 if TYPE_CHECKING:
     from sweeps.reconcile import Submission  # status needs nothing of what submits
@@ -169,6 +170,14 @@ def say_left(run_ids: Sequence[str]) -> None:
     if run_ids:
         names = ", ".join(run_ids[:3]) + (", ..." if len(run_ids) > 3 else "")
         say(f"{len(run_ids)} runs on disk have left the config and are kept: {names}")
+
+
+def say_untold(folder: SweepFolder, states: Sequence[PointState]) -> None:
+    """Report runs that W&B did not take."""
+    runs = dict.fromkeys(state.run_id for state in states if state.attempts)
+    reasons = [why for run in runs if (why := read_mark(folder.run(run)).get("failed"))]
+    if reasons:
+        say(f"W&B did not take {len(reasons)} runs ({reasons[0]}); `isoflop sync` hands them in")
 
 
 def show_status(

@@ -23,12 +23,13 @@ from sweeps.paths import SweepFolder
 from sweeps.planner import make_plan
 from sweeps.points import Plan
 from sweeps.reconcile import submit, workers_wanted
-from sweeps.render import say, say_refused, show_submission
+from sweeps.render import say, say_refused, say_untold, show_submission
 from sweeps.render_live import live_overview
 from sweeps.slurm import Scheduler
 from sweeps.state import ENDED, PointState, State, inspect
 from trainer.errors import MachineFault, UserError
 from trainer.mirror import tell_rest
+from trainer.tracking import is_tracked
 
 REFRESH_SECONDS = 1.0
 FRUITLESS_SUBMISSIONS = 3
@@ -110,7 +111,9 @@ def _body(raw: DictConfig) -> int:
         stop_workers(folder)
         return complain(f"interrupted; `{again('run')}` continues where it stopped", INTERRUPTED)
     code = report_failures(states)
-    tell_rest(folder.path)
+    if is_tracked(config.tracking):
+        tell_rest(folder.path)
+        say_untold(folder, states)
     try:
         fit_sweep(config, folder)
     except UserError as error:

@@ -16,7 +16,7 @@ from sweeps.backlog import read_backlog
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
 from sweeps.points import read_plan
-from sweeps.render import say, show_status
+from sweeps.render import say, say_untold, show_status
 from sweeps.render_live import live_overview
 from sweeps.render_point import find_log, show_point
 from sweeps.slurm import Scheduler
@@ -66,6 +66,7 @@ def _body(raw: DictConfig) -> int:
         show_status(folder, states, [run.run_id for run in orphans(folder, plan)], config.format, stale)
         for state in [state for state in states if state.state is State.failed][:LOGS]:
             say(f"{state.point_id} failed, log: {find_log(folder, folder.run(state.run_id))}")
+    say_untold(folder, states)
     if stale is not None:
         say(f"SLURM does not answer ({stale}): what is queued may have changed, what has run is as shown")
     return 1 if any(state.state is State.failed for state in states) else 0

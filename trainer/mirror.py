@@ -57,8 +57,10 @@ class Mirror:
         """Tell W&B of this run from now on, if its config asks for it."""
         if is_tracked(config.runtime.tracking):
             self._run_id = run.run_id
-            self.check()
-            self._send(run.run_id)
+            if self._process is not None and self._process.poll() is None:
+                self._send(run.run_id)
+            else:
+                self.check()
 
     def check(self) -> None:
         """Start the process where there is none; where it failed, once W&B has been left alone for a while."""
@@ -154,14 +156,20 @@ class Input:
                 self._lines.put(None)
                 break
             line = later
-        self._news.clear()
-        if not self._lines.empty():
-            self._news.set()
         return line
 
     def wait(self, seconds: float) -> bool:
         """Pause; whether there is a run after the one being followed, or will be none."""
-        return self._news.wait(seconds)
+        deadline = time.monotonic() + seconds
+        while self._lines.empty():
+            self._news.clear()
+            if not self._lines.empty():  # it came in between
+                break
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            self._news.wait(left)
+        return True
 
     def _read(self) -> None:
         for line in sys.stdin:
