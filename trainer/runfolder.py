@@ -9,6 +9,7 @@
         checkpoints/      the trainer's own
         points.jsonl      one final record per point, written last
         lock, heartbeat   one writer at a time (trainer.lock)
+        wandb/            W&B's own files, and what the mirror noted (trainer.story)
         cancel            present while somebody wants the run stopped
 
 A metrics row: ``step`` (0-based index of the update), ``tokens`` and ``flops`` after it, ``train_loss`` (mean since the
