@@ -153,6 +153,7 @@ def listen(host: str, port: int) -> socket.socket:
         made = socket.socket(family, socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
+        made.listen()  # who asks before the server is up waits
     except OSError as error:
         raise UserError(
             f"host={host} port={port} cannot be listened on ({error.strerror or error}); choose another port=<number>."
