@@ -16,7 +16,7 @@ from analysis.laws.law import find_law, law_from_config
 from sweeps.app import config_dirs, typed
 from sweeps.axes import expand
 from sweeps.config import Config
-from sweeps.cost import Throughput, step_memory, total_seconds
+from sweeps.cost import Experience, total_seconds
 from sweeps.design import Target, targets
 from sweeps.paths import SweepFolder
 from sweeps.points import Plan, PlannedPoint
@@ -38,7 +38,7 @@ def make_plan(config: DictConfig) -> Plan:
     """
     base: Config = typed(config)
     folder = SweepFolder.of(base.root, base.sweep.name)
-    throughput = Throughput.measured(folder, base.device.kind)
+    experience = Experience.of(folder, base.device)
     points: dict[str, PlannedPoint] = {}
     refused = []
     for axes, varied in expand(config):
@@ -65,13 +65,14 @@ def make_plan(config: DictConfig) -> Plan:
                 run = RunConfig(
                     sweep=base.sweep.name,
                     recipe=recipe,
-                    runtime=make_runtime(varied, recipe),
+                    runtime=make_runtime(varied, recipe, experience),
                     budget=target.budget,
                     axes=axes,
                     provenance=provenance(),
                 )
-                hours = total_seconds(run, throughput.at(recipe.model, varied.device)) / 3600
-                memory_gb = step_memory(recipe, run.runtime.micro_batch or recipe.sequences, run.runtime.device) / 1e9
+                hours = total_seconds(run, experience.flops_per_second(recipe, varied.device)) / 3600
+                sequences = run.runtime.micro_batch or recipe.sequences
+                memory_gb = experience.memory(recipe, sequences, run.runtime.device) / 1e9
                 planned = PlannedPoint(
                     point_id=recipe.point_ids[0],
                     run=run,

@@ -23,7 +23,7 @@ from trainer import checkpoint
 from trainer.batches import eval_windows, train_batch
 from trainer.config import DeviceKind, Keep, Precision
 from trainer.corpus import Corpus, open_corpus
-from trainer.engine import choose_kernels, open_engine, usable
+from trainer.engine import DeviceMemory, choose_kernels, open_engine, usable
 from trainer.errors import MachineFault, UserError
 from trainer.lock import LockLost
 from trainer.runfolder import DIVERGED, DONE, RunConfig, RunFolder, final_record
@@ -69,6 +69,7 @@ def train(
     device = _device(config)
     corpus = _corpus(config, corpora_root)
     config = _tuned(folder, config, device)
+    memory = DeviceMemory(device)
     run = _Run(folder, config, corpus, device)
     attempt = folder.start_attempt(job, run.step)
     tracker = open_tracker(folder.path, config, attempt=attempt, job=job)
@@ -82,7 +83,7 @@ def train(
             folder.end_attempt(attempt, f"exception: {_last_line(error)}")
         tracker.finish(False)
         raise
-    folder.end_attempt(attempt, run.why or outcome)
+    folder.end_attempt(attempt, run.why or outcome, peak_bytes=memory.peak())
     tracker.finish(not outcome.startswith(STOPPED))
     if not outcome.startswith(STOPPED):
         checkpoint.free(folder.checkpoints, config.run_id, config.runtime.keep)
@@ -174,6 +175,9 @@ class _Run:
             "grad_norm": float(norm),
             "tokens_per_second": (self.step - self._clock_step) * batch / (time.perf_counter() - self._clock),
         }
+        if self.config.runtime.peak_flops:
+            reached = self.recipe.model.flops(row["tokens_per_second"])
+            row["mfu"] = reached / self.config.runtime.peak_flops
         high = row["train_loss"] > self._guessing + 1 and self.step > self.recipe.schedule.warmup_steps
         window.high_rows = window.high_rows + 1 if high else 0
         window.loss_sum.zero_()

@@ -13,7 +13,7 @@
 
 A metrics row: ``step`` (0-based index of the update), ``tokens`` and ``flops`` after it, ``train_loss`` (mean since the
 last row), ``val_loss`` (where measured; of a corpus's further validation sets ``val_loss_<name>``), ``lr``,
-``grad_norm``, ``tokens_per_second``, ``attempt``, ``time``.
+``grad_norm``, ``tokens_per_second``, ``mfu`` (share of the device's peak), ``attempt``, ``time``.
 
 A final record must have ``schema`` (1), ``run_id``, ``point_id`` (of ``points`` in config.yaml), ``verdict`` (``done``,
 ``diverged`` or ``failed: <cause>``); a done one also ``tokens`` (trained), ``horizon`` (the tokens asked for, reached)
@@ -64,6 +64,8 @@ class Runtime:
     checkpoint_seconds: float
     keep: Keep
     tracking: TrackingConfig
+    peak_flops: float | None = None
+    """FLOPs per second that the device can do at most; the rows' ``mfu`` is the share of it that training reaches."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Runtime:
@@ -80,6 +82,7 @@ class Runtime:
             checkpoint_seconds=raw["checkpoint_seconds"],
             keep=Keep(raw["keep"]),
             tracking=TrackingConfig(**tracking),
+            peak_flops=raw.get("peak_flops"),
         )
 
 
@@ -238,9 +241,9 @@ class RunFolder:
         )
         return number
 
-    def end_attempt(self, attempt: int, why: str) -> None:
-        """Write an attempt's last line: why it ended."""
-        self._attempt_line(attempt=attempt, end=time.time(), why=why)
+    def end_attempt(self, attempt: int, why: str, **facts: Any) -> None:
+        """Write an attempt's last line: why it ended, and what else is known of it."""
+        self._attempt_line(attempt=attempt, end=time.time(), why=why, **facts)
 
     def _attempt_line(self, **record: Any) -> None:
         append_line(self.path / "attempts.jsonl", record)
