@@ -102,7 +102,7 @@ def _ran(run: RunFolder, device: DeviceKind, *, own: bool) -> Ran | None:
     if config.runtime.device is not device or recipe.command is not None:
         return None
     seconds = attempts[0].get("end", math.nan) - attempts[0].get("start", math.nan)
-    undisturbed = len(attempts) == 1 and seconds > 0
+    undisturbed = len(attempts) == 1 and seconds > 0 and run.ended()
     peaks = [attempt["peak_bytes"] for attempt in attempts if isinstance(attempt.get("peak_bytes"), int | float)]
     modelled = step_memory(recipe, config.runtime.micro_batch or recipe.sequences, device)
     return Ran(
@@ -115,10 +115,10 @@ def _ran(run: RunFolder, device: DeviceKind, *, own: bool) -> Ran | None:
 
 
 def total_flops(run: RunConfig) -> float:
-    """Training FLOPs plus those of the validations."""
+    """Training FLOPs, a trunk's once, plus those of the validations."""
     recipe = run.recipe
     tokens = recipe.data.eval_windows * recipe.model.sequence * len(run.runtime.eval_steps)
-    return recipe.flops() + recipe.model.flops(tokens) / BACKWARD_AND_FORWARD
+    return recipe.flops_spent + recipe.model.flops(tokens) / BACKWARD_AND_FORWARD
 
 
 def total_seconds(run: RunConfig, flops_per_second: float) -> float:

@@ -100,7 +100,9 @@ def foretell(config: Config, plan: Plan, folder: SweepFolder) -> Outlook:
 def columns(points: Sequence[PlannedPoint], count: ParamCount) -> tuple[Floats, Floats, Floats]:
     """N, D and C of planned points."""
     rows = [
-        (point.run.recipe.model.params(count), point.run.recipe.tokens, point.run.recipe.flops()) for point in points
+        (shape.params(count), point.horizon.tokens, shape.flops(point.horizon.tokens))
+        for point in points
+        for shape in [point.run.recipe.model]
     ]
     params, tokens, flops = np.array(rows, dtype=np.float64).T.copy()
     return params, tokens, flops

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from analysis.laws.law import find_law, law_from_config
+from analysis.laws.law import Law, find_law, law_from_config
 from sweeps.app import config_dirs, typed
 from sweeps.axes import expand
 from sweeps.config import Config
@@ -20,11 +20,13 @@ from sweeps.cost import Experience, total_seconds
 from sweeps.design import Target, targets
 from sweeps.paths import SweepFolder
 from sweeps.points import Plan, PlannedPoint
-from sweeps.recipes import check_rules, make_recipe, make_runtime, precision
+from sweeps.recipes import check_rules, make_runtime, precision
 from sweeps.render import progress_line
+from sweeps.trunks import budget_error, grouped, horizon_of, seeds
 from trainer.config import DataConfig, Precision, Source, plain
 from trainer.corpus import CorpusFacts, corpus_key, open_corpus, prepare_corpus, unspecified_corpus
 from trainer.errors import UserError
+from trainer.recipe import Horizon
 from trainer.runfolder import RunConfig
 
 
@@ -53,46 +55,53 @@ def make_plan(config: DictConfig) -> Plan:
             sequence=varied.data.sequence,
             law=lambda name: find_law(name, config_dirs()),
         )
-        for target in wanted:
-            for seed in seeds(varied):
-                recipe = make_recipe(varied, target, seed, corpus.id)
-                _check_epochs(varied, recipe.tokens, corpus)
-                error = None if target.budget is None else recipe.flops() / target.budget - 1
-                reason = _refusal(varied, recipe.steps, error)
-                if reason is not None:
-                    refused.append(_refused_row(target, seed, axes, reason))
-                    continue
-                run = RunConfig(
-                    sweep=base.sweep.name,
-                    recipe=recipe,
-                    runtime=make_runtime(varied, recipe, experience),
-                    budget=target.budget,
-                    axes=axes,
-                    provenance=provenance(),
+        runs, unfit = grouped(varied, wanted, corpus.id)
+        refused += [_refused_row(target, seed, axes, reason) for target, seed, reason in unfit]
+        for target, seed in ((target, seed) for target in wanted for seed in seeds(varied)):
+            if (target, seed) not in runs:
+                continue
+            recipe, asked = runs[target, seed]
+            _check_epochs(varied, recipe.tokens, corpus)
+            run = RunConfig(
+                sweep=base.sweep.name,
+                recipe=recipe,
+                runtime=make_runtime(varied, recipe, experience),
+                budget=asked[recipe.steps],
+                budgets=tuple(asked[horizon.steps] for horizon in recipe.horizons) if recipe.branches else (),
+                axes=axes,
+                provenance=provenance(),
+            )
+            planned = _planned_point(varied, run, horizon_of(recipe, target), target, experience, law)
+            if planned.point_id in points:
+                raise UserError(
+                    f"sweep: two points are the same run, {planned.point_id}; let every axis of sweep.axes "
+                    f"({', '.join(axes) or 'none'}) change what is trained, and name no point twice."
                 )
-                hours = total_seconds(run, experience.flops_per_second(recipe, varied.device)) / 3600
-                sequences = run.runtime.micro_batch or recipe.sequences
-                memory_gb = experience.memory(recipe, sequences, run.runtime.device) / 1e9
-                planned = PlannedPoint(
-                    point_id=recipe.point_ids[0],
-                    run=run,
-                    budget_error=error,
-                    predicted_loss=law.loss(recipe.model.params(law.params), recipe.tokens) if law else None,
-                    hours=hours,
-                    price=hours * varied.device.price_per_hour,
-                    memory_gb=memory_gb,
-                    devices=math.ceil(memory_gb / varied.device.memory_gb),
-                )
-                if planned.point_id in points:
-                    raise UserError(
-                        f"sweep: two points are the same run, {planned.point_id}; let every axis of sweep.axes "
-                        f"({', '.join(axes) or 'none'}) change what is trained, and name no point twice."
-                    )
-                points[planned.point_id] = planned
+            points[planned.point_id] = planned
     if not points:
         first = refused[0]["reason"] if refused else "the design is empty"
         raise UserError(f"sweep={base.sweep.name}: no point is left of {len(refused)}; the first was refused: {first}")
     return Plan(sweep=base.sweep.name, points=list(points.values()), refused=refused)
+
+
+def _planned_point(
+    config: Config, run: RunConfig, horizon: Horizon, target: Target, experience: Experience, law: Law | None
+) -> PlannedPoint:
+    """A point with what it will cost: of its run, the part that its own updates make."""
+    recipe, device = run.recipe, config.device
+    share = horizon.own / recipe.updates
+    hours = share * total_seconds(run, experience.flops_per_second(recipe, device)) / 3600
+    memory_gb = experience.memory(recipe, run.runtime.micro_batch or recipe.sequences, run.runtime.device) / 1e9
+    return PlannedPoint(
+        horizon=horizon,
+        run=run,
+        budget_error=budget_error(recipe, horizon, target),
+        predicted_loss=law.loss(recipe.model.params(law.params), horizon.tokens) if law else None,
+        hours=hours,
+        price=hours * device.price_per_hour,
+        memory_gb=memory_gb,
+        devices=math.ceil(memory_gb / device.memory_gb),
+    )
 
 
 def pinned_corpus(data: DataConfig, folder: SweepFolder) -> CorpusFacts:
@@ -120,16 +129,6 @@ def pinned_dtype(config: Config, folder: SweepFolder) -> Precision:
         pins[key] = precision(config.model.dtype, config.device.kind).value
         folder.write_pins(pins)
     return Precision(pins[key])
-
-
-def seeds(config: Config) -> list[int]:
-    """The sweep's seeds, checked."""
-    found = config.sweep.seeds
-    if not found or len(set(found)) < len(found) or any(not 0 <= seed < 2**63 for seed in found):
-        raise UserError(
-            f"sweep.seeds={found} must list different whole numbers of 0 or more, e.g. sweep.seeds=[0,1,2]."
-        )
-    return list(found)
 
 
 @cache
@@ -164,14 +163,6 @@ def _check_epochs(config: Config, tokens: int, corpus: CorpusFacts) -> None:
             f"data.max_epochs={config.data.max_epochs:g}; lower sweep.budgets (or tokens), drop small sizes, "
             f"or allow data.max_epochs={math.ceil(tokens / corpus.train_tokens)}."
         )
-
-
-def _refusal(config: Config, steps: int, error: float | None) -> str | None:
-    if steps < config.optim.min_steps:
-        return f"{steps} updates are fewer than optim.min_steps={config.optim.min_steps}"
-    if error is not None and abs(error) > config.sweep.tolerance:
-        return f"whole batches miss the budget by {error:+.1%}, more than sweep.tolerance={config.sweep.tolerance:g}"
-    return None
 
 
 def _refused_row(target: Target, seed: int, axes: Mapping[str, Any], reason: str) -> dict[str, Any]:
