@@ -9,6 +9,7 @@ import sys
 VERBS = {
     "run": "plan, submit, wait, fit and report: the one command to start with",
     "plan": "what a sweep will train, and what it will cost",
+    "suggest": "the points that would tell most next, by what is done",
     "submit": "start workers for what is missing; return at once",
     "status": "what has become of every point",
     "cancel": "stop points, or take them back",

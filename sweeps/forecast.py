@@ -22,7 +22,7 @@ from trainer.errors import UserError
 from trainer.shape import ParamCount, Shape
 
 FURTHER = (1.0, 10.0, 100.0)
-"""Times the largest budget: where optima are foretold unless ``forecast.targets`` says."""
+"""Times the largest budget: where optima are foretold unless ``forecast.targets`` or ``sweep.target`` says."""
 LEAST_REPLICATES = 100
 
 
@@ -72,6 +72,8 @@ def foretell(config: Config, plan: Plan, folder: SweepFolder) -> Outlook:
     if config.forecast.replicates < LEAST_REPLICATES:
         raise UserError(f"forecast.replicates={config.forecast.replicates} must be {LEAST_REPLICATES} or more.")
     targets = [factor * float(flops.max()) for factor in FURTHER]
+    if config.sweep.target.flops is not None:
+        targets = sorted({targets[0], config.sweep.target.flops})
     if config.forecast.targets:
         targets = sorted(numbers("forecast.targets", config.forecast.targets))
     told = forecast(

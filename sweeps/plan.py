@@ -16,7 +16,7 @@ from sweeps.config import Config, Format
 from sweeps.paths import SweepFolder
 from sweeps.planner import make_plan
 from sweeps.points import write_plan
-from sweeps.render import show_plan
+from sweeps.render import say, show_plan
 
 
 def _body(config: DictConfig) -> int:
@@ -31,6 +31,12 @@ def _body(config: DictConfig) -> int:
         plan = replace(plan, forecast=outlook.to_dict())
     write_plan(plan, folder)
     show_plan(plan, base.format, folder)
+    if plan.design is not None and base.format is Format.table:
+        from sweeps.suggest import design_text
+
+        for number, batch in enumerate(plan.design["batches"], start=1):
+            if "targets" in batch:
+                say(f"batch {number}: {design_text(batch)}")
     if outlook is not None and base.format is Format.table:
         from sweeps.render_forecast import show_forecast
 

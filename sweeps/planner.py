@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from analysis.laws.law import find_law, law_from_config
 from sweeps.app import config_dirs, typed
 from sweeps.axes import expand
-from sweeps.config import Config
+from sweeps.config import Config, Design
 from sweeps.cost import Throughput, step_memory, total_seconds
 from sweeps.design import Target, targets
 from sweeps.paths import SweepFolder
@@ -28,8 +28,13 @@ from trainer.errors import UserError
 from trainer.runfolder import RunConfig
 
 
-def make_plan(config: DictConfig) -> Plan:
+def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
     """Resolve a config into a plan; makes the corpus if the root has none yet, and pins it to the sweep.
+
+    Parameters
+    ----------
+    after
+        Of an optimal design that goes batch by batch: choose a further batch after this many.
 
     Raises
     ------
@@ -41,20 +46,15 @@ def make_plan(config: DictConfig) -> Plan:
     throughput = Throughput.measured(folder, base.device.kind)
     points: dict[str, PlannedPoint] = {}
     refused = []
+    design: Mapping[str, Any] | None = None
     for axes, varied in expand(config):
         check_rules(varied)
         varied.model.dtype = pinned_dtype(varied, folder)
         corpus = pinned_corpus(varied.data, folder)
         law = None if varied.law.name is None else law_from_config(varied.law)
-        wanted = targets(
-            varied.sweep,
-            varied.model,
-            vocabulary=corpus.vocabulary,
-            sequence=varied.data.sequence,
-            law=lambda name: find_law(name, config_dirs()),
-        )
+        wanted, design = _wanted(varied, folder, corpus, throughput, after if design is None else None)
         for target in wanted:
-            for seed in seeds(varied):
+            for seed in target.seeds or seeds(varied):
                 recipe = make_recipe(varied, target, seed, corpus.id)
                 _check_epochs(varied, recipe.tokens, corpus)
                 error = None if target.budget is None else recipe.flops() / target.budget - 1
@@ -91,7 +91,28 @@ def make_plan(config: DictConfig) -> Plan:
     if not points:
         first = refused[0]["reason"] if refused else "the design is empty"
         raise UserError(f"sweep={base.sweep.name}: no point is left of {len(refused)}; the first was refused: {first}")
-    return Plan(sweep=base.sweep.name, points=list(points.values()), refused=refused)
+    return Plan(sweep=base.sweep.name, points=list(points.values()), refused=refused, design=design)
+
+
+def _wanted(
+    config: Config, folder: SweepFolder, corpus: CorpusFacts, throughput: Throughput, after: int | None
+) -> tuple[list[Target], Mapping[str, Any] | None]:
+    """The design's points; with an optimal one, which is chosen now if it was not, also what it says of itself."""
+    if config.sweep.design is Design.optimal:
+        seeds(config)
+        from sweeps.optimal import Workbench, choose  # here, because it takes scipy half a second
+
+        bench = Workbench.of(config, folder, corpus, throughput)
+        chosen = choose(bench, after=after)
+        return chosen.targets(bench.shapes), chosen.to_dict()
+    wanted = targets(
+        config.sweep,
+        config.model,
+        vocabulary=corpus.vocabulary,
+        sequence=config.data.sequence,
+        law=lambda name: find_law(name, config_dirs()),
+    )
+    return wanted, None
 
 
 def pinned_corpus(data: DataConfig, folder: SweepFolder) -> CorpusFacts:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import FitConfig, Objective
+from analysis.config import FitConfig, Objective, Quantity
 from analysis.fitting.bootstrap import percentile
 from analysis.fitting.curves import Curves
 from analysis.fitting.envelope import fit_envelope, refit_envelope
@@ -33,7 +33,7 @@ from analysis.fitting.values import (
     loss_of_laws,
 )
 from analysis.planning.extensions import errors_if_bent
-from analysis.planning.information import Quantity, Target, huber_factor, standard_errors
+from analysis.planning.information import Target, huber_factor, standard_errors
 from analysis.result import Optimum
 
 MOST_LAWS = 16
