@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# More than two cores have: the tests of SLURM mostly wait for it.
+TEST_PROCESSES ?= 4
 
 .PHONY: quickstart test lint clean
 
@@ -9,7 +11,7 @@ quickstart: .venv/.run
 	$(BIN)/isoflop run sweep=quickstart
 
 test: .venv/.dev
-	$(BIN)/pytest $(TEST_FLAGS)
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup $(TEST_FLAGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

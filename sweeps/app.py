@@ -18,10 +18,11 @@ from trainer.errors import MachineFault, UserError
 QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 """Hydra composes; it writes no folders and no logs of its own."""
 
-FREE_KEYS = re.compile(r"(columns|sweep\.axes|cluster\.sbatch)[.=]")
+FREE_KEYS = re.compile(r"(columns|sweep\.axes|cluster\.sbatch)[.=]|validation\.")
 """Overrides of mappings with free keys, to which Hydra adds a key only after ``++``."""
 FREE_TEXT = re.compile(
-    r"(where|path|curves|root|out|data\.path|sweep\.points|forecast\.prior|trainer\.command|cluster\.container)=(?!null$|$|['\"])"
+    r"(where|path|curves|root|out|prompt|separator|tokenizer|end_of_text|validation\.\w+|data\.path|sweep\.points"
+    r"|forecast\.prior|trainer\.command|cluster\.container)=(?!null$|$|['\"\[])"
 )
 """Overrides with a text that Hydra's grammar would read otherwise: queries, paths, commands."""
 LISTS = re.compile(r"(group_by)=(?!null$|$|\[)")
@@ -100,10 +101,10 @@ def typed(config: Any) -> Any:
 def from_shell(argument: str) -> str:
     """An argument as a shell's user writes it, in Hydra's grammar: ``where=x == 'a'`` -> ``where='x == \\'a\\''``."""
     name, _, value = argument.partition("=")
+    if FREE_TEXT.match(argument):
+        argument = f"{name}={_quoted(value)}"
     if FREE_KEYS.match(argument):
         return f"++{argument}"
-    if FREE_TEXT.match(argument):
-        return f"{name}={_quoted(value)}"
     if LISTS.match(argument):
         return f"{name}=[{value}]"
     if SWITCHES.match(argument):
@@ -142,7 +143,9 @@ def _compose_and_run(config_name: str, body: Callable[[Any], int], intro: str) -
             "seeds in sweep.seeds, and every point is planned together."
         )
     import hydra
+    from hydra._internal.hydra import Hydra
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
     from sweeps.config import register
@@ -164,6 +167,8 @@ def _compose_and_run(config_name: str, body: Callable[[Any], int], intro: str) -
     given[:] = sys.argv[1:]
     overrides = [from_shell(argument) for argument in given if OVERRIDE.match(argument)]
     flags = [argument for argument in given if not OVERRIDE.match(argument)]
+    # Hydra composes everything twice, first only to learn that this is no multirun.
+    Hydra.get_mode = lambda self, config_name, overrides: RunMode.RUN  # type: ignore[method-assign]
     try:
         if {"-h", "--help"} & set(flags):
             sys.stdout.write(help_text(config_name, overrides, _dirs(flags), intro))

@@ -16,6 +16,8 @@ VERBS = {
     "clean": "free the checkpoints of done points",
     "train": "one point, in this process",
     "fit": "the three Chinchilla approaches, from runs or from a CSV",
+    "data prepare": "text of your own as token shards",
+    "data check": "whether token shards are what their header says",
     "predict": "compute-optimal size, tokens and loss from a fit or a published law",
 }
 
@@ -29,18 +31,20 @@ def main() -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(_help())
         return
-    verb = arguments[0]
+    words = 2 if " ".join(arguments[:2]) in VERBS else 1
+    verb = " ".join(arguments[:words])
     if verb == "--version":
         from importlib.metadata import version
 
         sys.stdout.write(f"isoflop {version('isoflop')}\n")
         return
     if verb not in VERBS:
-        sys.stderr.write(f"isoflop: {verb!r} is no verb; choose one of {', '.join(VERBS)}.\n")
+        longer = [known for known in VERBS if known.startswith(f"{verb} ")]
+        sys.stderr.write(f"isoflop: {verb!r} is no verb; choose one of {', '.join(longer or VERBS)}.\n")
         sys.exit(2)
-    sys.argv = [f"isoflop {verb}", *arguments[1:]]
+    sys.argv = [f"isoflop {verb}", *arguments[words:]]
     try:
-        importlib.import_module(f"sweeps.{verb}").main()
+        importlib.import_module(f"sweeps.{verb.replace(' ', '_')}").main()
     except KeyboardInterrupt:  # while modules are still being imported
         sys.exit(130)
 
@@ -48,14 +52,19 @@ def main() -> None:
 def _complete() -> None:
     """Tab completion: Hydra completes the verb's config once the verb is out of the line."""
     words = os.environ.get("COMP_LINE", "").split(" ")
-    if sys.argv[-1].startswith("query=") and len(words) <= 2:
-        sys.stdout.write(" ".join(verb for verb in VERBS if verb.startswith(words[-1])))
+    two = " ".join(words[1:3]) in VERBS
+    verb = " ".join(words[1:3]) if two else words[1] if len(words) > 1 else ""
+    begun = " ".join(words[1:])
+    if sys.argv[-1].startswith("query=") and (len(words) <= 2 or any(known.startswith(f"{verb} ") for known in VERBS)):
+        done = begun.count(" ")
+        fitting = [known.split(" ")[done] for known in VERBS if known.startswith(begun)]
+        sys.stdout.write(" ".join(dict.fromkeys(fitting)))
         return
-    verb = words[1] if len(words) > 1 and words[1] in VERBS else "plan"
     if len(words) > 2:
-        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
+        os.environ["COMP_LINE"] = " ".join([words[0], *words[3 if two else 2 :]])
         os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
-    importlib.import_module(f"sweeps.{verb}").main()
+    module = verb.replace(" ", "_") if verb in VERBS else "plan"
+    importlib.import_module(f"sweeps.{module}").main()
 
 
 def _help() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -18,6 +19,7 @@ from trainer.config import (
     TrackingConfig,
     TrainerConfig,
 )
+from trainer.text.config import PrepareConfig
 
 
 class Design(StrEnum):
@@ -265,6 +267,8 @@ class Config:
     out: str | None = None
     """Where fit and run write; null: <root>/<sweep>/fit, or fits/<file name> for a CSV."""
     format: Format = Format.table
+    validation: str | None = None
+    """fit, run: the validation set whose loss is fitted, where the corpus has several; null: its first."""
     confirm: bool = False
     """submit, run: go on above the limits."""
     retry: Retry = Retry.none
@@ -321,6 +325,22 @@ class PredictCommand:
     format: Format = Format.table
 
 
+@dataclass(kw_only=True)
+class DataPrepareCommand(PrepareConfig):
+    """What ``data prepare`` reads."""
+
+    format: Format = Format.table
+
+
+@dataclass(kw_only=True)
+class DataCheckCommand:
+    """What ``data check`` reads."""
+
+    path: str | None = None
+    """A folder with header.json."""
+
+
+@cache
 def register() -> None:
     """Make the schemas known to Hydra, one named ``schema`` in each group."""
     store = ConfigStore.instance()
@@ -328,6 +348,8 @@ def register() -> None:
         ("sweep_schema", Config),
         ("fit_schema", FitCommand),
         ("predict_schema", PredictCommand),
+        ("data_prepare_schema", DataPrepareCommand),
+        ("data_check_schema", DataCheckCommand),
     ):
         store.store(name=name, node=node)
     for group, schema in (

@@ -46,20 +46,21 @@ LONGEST_NAME = 120  # of a group's folder: file systems end at 255 bytes
 def fit_sweep(config: Config, folder: SweepFolder) -> None:
     """Fit the planned points of a sweep, write the fit's folder, and print what it says."""
     reading = {"source": "runs", "root": config.root, "sweep": folder.name}
+    reading |= {} if config.validation is None else {"validation": config.validation}
     out = Path(config.out) if config.out else folder.fit
-    fit_and_show(config, sweep_tables(folder), out, title=folder.name, reading=reading)
+    fit_and_show(config, sweep_tables(folder, config.validation), out, title=folder.name, reading=reading)
 
 
-def sweep_tables(folder: SweepFolder) -> Tables:
+def sweep_tables(folder: SweepFolder, validation: str | None) -> Tables:
     """The sweep's points and curves; runs that have left the config are listed as left out.
 
     Raises
     ------
     UserError
-        If the sweep has no plan, or no run.
+        If the sweep has no plan, or no run, or none that measured the validation set.
     """
     planned = {row["run_id"] for row in read_plan(folder)["points"]}
-    tables = read_runs(folder.root, [folder.name])
+    tables = read_runs(folder.root, [folder.name], validation)
     kept = tables.points["run_id"].isin(planned)
     left = tuple(
         Exclusion(row=point, reason="its point has left the sweep's config")
@@ -190,7 +191,12 @@ def _source(config: FitCommand) -> tuple[Tables, str, Path]:
     """The rows, what they are called, and where their fit goes by default."""
     if config.source is FitSource.runs:
         folder = SweepFolder.of(config.root, config.sweep.name)
-        return sweep_tables(folder), folder.name, folder.fit
+        return sweep_tables(folder, config.validation), folder.name, folder.fit
+    if config.validation is not None:
+        raise UserError(
+            f"validation={config.validation} goes with source=runs; of source={config.source.value} name the column, "
+            f"e.g. columns.loss=val_loss_{config.validation}."
+        )
     path, fill = Path(config.path or ""), config.fit.fill
     if config.curves is not None and config.source is not FitSource.csv:
         raise UserError(f"curves={config.curves} goes with source=csv; source=wandb reads a run's own curves.")
@@ -212,7 +218,7 @@ def _source(config: FitCommand) -> tuple[Tables, str, Path]:
 def _reading(config: FitCommand) -> dict[str, Any]:
     """The settings that :func:`_source` goes by, as far as they are used."""
     runs = config.source is FitSource.runs
-    names = ("root",) if runs else ("path", "curves", "project", "group", "columns")
+    names = ("root", "validation") if runs else ("path", "curves", "project", "group", "columns")
     said = {"source": config.source.value} | {name: getattr(config, name) for name in names}
     said |= {"sweep": config.sweep.name if runs else None, "where": config.where}
     return {name: value for name, value in said.items() if value}
@@ -238,6 +244,7 @@ isoflop fit source=csv path=FILE [curves=FILE] [columns.OURS=THEIRS] [where=QUER
 
 Fit the three Chinchilla approaches with bootstrap intervals; write fit.json, tables, figures and report.html.
 curves=FILE holds the loss curves of the points' runs, for Approach 1.
+validation=NAME fits the loss of one of several validation sets.
 law=NAME draws a published law beside the own fit. fit.* holds the knobs (delta, replicates, level, ...)."""
 
 

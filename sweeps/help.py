@@ -43,7 +43,7 @@ def help_text(config_name: str, overrides: Sequence[str], config_dirs: Sequence[
             if name in config
         }
     width = min(shutil.get_terminal_size((100, 24)).columns, WIDEST)
-    lines = [intro.strip(), "", "Groups, chosen with group=option:", ""]
+    lines = [intro.strip(), *(["", "Groups, chosen with group=option:", ""] if groups else [])]
     for name, options in groups.items():
         lines += _row(name, ", ".join(option for option in options if option != "schema"), width)
     lines += ["", "Values, as these options give them; set with key=value:"]

@@ -91,7 +91,7 @@ def read_job(path: Path) -> Job | None:
 
 def write_job(path: Path, job: Job) -> None:
     """Write ``job.json``, whole."""
-    write_json(path / "job.json", asdict(job))
+    write_json(path / "job.json", asdict(job), levels=2)
 
 
 def open_jobs(folder: SweepFolder) -> dict[Path, Job]:

@@ -13,8 +13,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,9 +76,11 @@ class SweepFolder:
         """The folder of one run."""
         return RunFolder(self.path / run_id)
 
-    def runs(self) -> list[RunFolder]:
-        """Every run folder there is, whether or not the sweep's config still has it."""
-        return [RunFolder(config.parent) for config in sorted(self.path.glob("*/config.yaml"))]
+    def runs(self, without: Container[str] = ()) -> list[RunFolder]:
+        """Every run folder there is, whether or not the sweep's config still has it, but for those in ``without``."""
+        names = sorted(entry.name for entry in os.scandir(self.path)) if self.path.is_dir() else []
+        runs = (RunFolder(self.path / name) for name in names if name not in without)
+        return [run for run in runs if run.config_path.exists()]
 
     def read_pins(self) -> dict[str, str]:
         """What later plans of the sweep must find as it was: corpus ids by data settings, the meaning of ``auto``."""

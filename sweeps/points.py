@@ -110,7 +110,7 @@ def write_plan(plan: Plan, folder: SweepFolder) -> None:
         check_schema(there.get("schema", SCHEMA), str(folder.plan_path))
         if plan.forecast is None and [row["point_id"] for row in there["points"]] == [row["point_id"] for row in rows]:
             written["forecast"] = there.get("forecast")
-    write_json(folder.plan_path, written)
+    write_json(folder.plan_path, written, levels=2)
     text = io.StringIO()
     table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     table.writeheader()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -20,8 +19,11 @@ from analysis.text import count_text, flops_text
 from sweeps.config import Format
 from sweeps.paths import SweepFolder
 from sweeps.points import Plan
-from sweeps.reconcile import Submission
 from sweeps.state import ENDED, PointState, State
+from trainer.files import json_text
+
+if TYPE_CHECKING:
+    from sweeps.reconcile import Submission  # status needs nothing of what submits
 
 PIPE_WIDTH = 220
 """Columns of a table that no terminal limits."""
@@ -58,9 +60,9 @@ def say(remark: str) -> None:
     stderr().print(escape(remark), soft_wrap=True)
 
 
-def print_json(value: Any) -> None:
-    """A result for programs."""
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+def print_json(value: Any, levels: int | None = None) -> None:
+    """A result for programs; ``levels`` as for :func:`trainer.files.json_text`."""
+    sys.stdout.write(json_text(value, levels))
 
 
 def table(*columns: str, title: str | None = None) -> Table:
@@ -87,7 +89,7 @@ def seconds(value: float | None) -> str:
 def show_plan(plan: Plan, form: Format, folder: SweepFolder) -> None:
     """The plan on stdout; where it was written and what was refused on stderr."""
     if form is Format.json:
-        print_json(plan.to_dict())
+        print_json(plan.to_dict(), levels=2)
     else:
         stdout().print(_plan_table(plan))
     say_refused(plan)
@@ -174,7 +176,7 @@ def show_status(
     """The states on stdout; ``stale`` says why the scheduler could not be asked."""
     if form is Format.json:
         points = [state.to_dict() for state in states]
-        print_json({"sweep": folder.name, "points": points, "left": list(left), "stale": stale})
+        print_json({"sweep": folder.name, "points": points, "left": list(left), "stale": stale}, levels=2)
     else:
         console = stdout()
         console.print(status_table(folder, states, width=console.width))
@@ -268,6 +270,7 @@ def progress_line() -> Iterator[Callable[[str, float], None]]:
         BarColumn(),
         TextColumn("{task.percentage:3.0f}%"),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=stderr(), transient=True) as bar:
         task: list[Any] = []

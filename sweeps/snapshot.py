@@ -6,13 +6,15 @@ Kept once per content under ``<root>/<sweep>/code/<hash>/``: a job that is reque
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
+import os
 import platform
 import secrets
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from sweeps.paths import SweepFolder
@@ -51,12 +53,17 @@ def take(folder: SweepFolder, source: Path = HERE) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Python and every distribution installed here, as ``pip freeze`` lists them."""
+    """Python and every distribution installed here, by the names of their ``.dist-info`` folders.
+
+    A thousand times as fast as :mod:`importlib.metadata`, which reads each one's description: every task asks.
+    """
     found = {"python": platform.python_version()}
-    for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"]
-        if name:
-            found.setdefault(name.lower(), distribution.version)
+    for place in sys.path:
+        with suppress(OSError):  # a zip file, or a folder that is not there
+            for entry in os.scandir(place or "."):
+                if entry.name.endswith(".dist-info"):
+                    name, _, version = entry.name.removesuffix(".dist-info").rpartition("-")
+                    found.setdefault(name.lower(), version)
     return found
 
 

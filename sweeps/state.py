@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -16,6 +17,8 @@ from trainer.runfolder import DIVERGED, DONE, FAILED, LOST, OOM, TIMEOUT, RunFol
 
 RECENT_ROWS = 20
 """Rows over which a running point's speed is averaged."""
+TOUCHED = {"attempts.jsonl", "points.jsonl", "lock", "cancel"}
+"""What lies in the folder of a run that somebody has done something with."""
 
 
 class State(StrEnum):
@@ -70,7 +73,7 @@ class PointState:
 
     def to_dict(self) -> dict[str, Any]:
         """As ``status format=json`` prints it."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 def inspect(folder: SweepFolder, plan: Mapping[str, Any], lost_attempts: int, backlog: Backlog) -> list[PointState]:
@@ -87,7 +90,7 @@ def inspect(folder: SweepFolder, plan: Mapping[str, Any], lost_attempts: int, ba
 def orphans(folder: SweepFolder, plan: Mapping[str, Any]) -> list[RunFolder]:
     """Runs on disk whose point has left the config. They are kept."""
     known = {row["run_id"] for row in plan["points"]}
-    return [run for run in folder.runs() if run.run_id not in known]
+    return folder.runs(without=known)
 
 
 def _inspect_point(run: RunFolder, row: Mapping[str, Any], backlog: Backlog, lost_attempts: int) -> PointState:
@@ -100,7 +103,11 @@ def _inspect_point(run: RunFolder, row: Mapping[str, Any], backlog: Backlog, los
         "flops": row["flops_matmul"],
         "hours": row["hours"],
     }
-    if not run.config_path.exists():
+    try:
+        there = {entry.name for entry in os.scandir(run.path)}
+    except FileNotFoundError:
+        there = set()
+    if "config.yaml" not in there or not there & TOUCHED:
         return _absent(known, backlog)
     attempts = run.attempts()
     alive = holder(run.path) is not None
@@ -108,7 +115,7 @@ def _inspect_point(run: RunFolder, row: Mapping[str, Any], backlog: Backlog, los
     record = run.points().get(row["point_id"])
     if record is not None:
         return _ended(known, record)
-    known |= _progress(run, row["tokens"], alive)
+    known |= _progress(run, attempts, row["tokens"], alive)
     if alive:
         return PointState(**known, state=State.running)
     if run.cancel_path.exists():
@@ -146,8 +153,8 @@ def _ended(known: Mapping[str, Any], record: Mapping[str, Any]) -> PointState:
     return PointState(**known, state=State.failed, cause=verdict.removeprefix(FAILED), progress=share)
 
 
-def _progress(run: RunFolder, tokens: int, alive: bool) -> dict[str, Any]:
-    rows = run.metrics()
+def _progress(run: RunFolder, attempts: Sequence[Mapping[str, Any]], tokens: int, alive: bool) -> dict[str, Any]:
+    rows = run.last_rows(attempts) if attempts else []
     if not rows:
         return {}
     last = rows[-1]

@@ -20,15 +20,44 @@ LAW_TRAINER = 'trainer.command="{python} -m trainer.examples.law_trainer {folder
 """The external trainer that answers from a law in a tenth of a second."""
 
 
+SLOW_FILES = ("slurm_faults", "slurm_storms", "sweeps_faults", "sweeps_run", "sweeps_cli", "slurm_tasks")
+"""Where several processes share the tests (``pytest -n``), they begin with these."""
+WHOLE = False
+"""Whether ``--whole`` was given."""
+DRAWN = ("isoflop",), {"svg": {"Date": None}}
+"""Figures and their formats where a test looks at something else: seven in three take seconds."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--whole", action="store_true", help="run fault schedules and property tests in full length")
     parser.addoption("--require-slurm", action="store_true", help="fail where no SLURM cluster can be started")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    global WHOLE
+    WHOLE = bool(config.getoption("--whole"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A file's tests share its fixtures, and of SLURM's they share the cluster: one process runs them all."""
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    slow = [f"test_{name}" for name in SLOW_FILES]
+    items.sort(key=lambda item: slow.index(item.path.stem) if item.path.stem in slow else len(slow))
+
+
+def examples(whole: int, short: int) -> int:
+    """How many examples a property is tried on: for ``settings`` of tests that take seconds."""
+    return whole if WHOLE else short
+
+
 @pytest.fixture(scope="session")
-def whole(request: pytest.FixtureRequest) -> bool:
+def whole() -> bool:
     """Whether the long schedules were asked for."""
-    return bool(request.config.getoption("--whole"))
+    return WHOLE
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +93,11 @@ class Answer:
 @pytest.fixture
 def isoflop(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     """The command, run in this process."""
+    from analysis.report import figures
     from sweeps import cli
+
+    for name, value in zip(("FIGURES", "KINDS"), DRAWN, strict=True):
+        monkeypatch.setattr(figures, name, value)
 
     def command(*arguments: str) -> Answer:
         monkeypatch.setattr(sys, "argv", ["isoflop", *arguments])

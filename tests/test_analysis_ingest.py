@@ -115,6 +115,28 @@ def test_a_record_of_required_keys_alone_is_completed_from_the_config(tmp_path: 
     assert (row["axis.optim.lr"], row["axis.tracking.tags"]) == (0.02, '["a", "b"]')
 
 
+def test_any_of_several_validation_sets_may_be_fitted(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "corpus1")
+    config = folder.read_config()
+    sets = {"validation": {"loss": 3.0, "bits_per_byte": 1.5}, "web": {"loss": 4.0, "bits_per_byte": 2.0}}
+    for step in range(1, 9):
+        row = {"step": step, "tokens": 96 * step, "train_loss": 4.0, "val_loss": 3.0 + 1 / step, "attempt": 0}
+        folder.append_metrics(row | {"val_loss_web": 4.0 + 1 / step})
+    folder.write_point(
+        final_record(
+            config, point_id=config.run_id, tokens=config.recipe.tokens, loss=3.0, bits_per_byte=1.5, verdict="done",
+            validation_sets=sets,
+        )
+    )  # fmt: skip
+    for name, loss, bits in ((None, 3.0, 1.5), ("validation", 3.0, 1.5), ("web", 4.0, 2.0)):
+        tables = read_runs(tmp_path, ["s"], name)
+        assert tables.points[["loss", "bits_per_byte"]].values.tolist() == [[loss, bits]]
+        assert tables.points[["val_loss_validation", "val_loss_web"]].values.tolist() == [[3.0, 4.0]]
+        assert tables.curves["val_loss"].tolist() == [loss + 1 / step for step in range(1, 9)]
+    with pytest.raises(UserError, match=r"validation=code: no run measured such a set; choose of validation, web\."):
+        read_runs(tmp_path, ["s"], "code")
+
+
 def test_a_failure_without_a_loss_is_still_a_row(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "corpus1")
     record = {"schema": 1, "run_id": folder.run_id, "point_id": folder.run_id, "verdict": "failed: no node"}

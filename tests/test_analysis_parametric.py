@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from analysis_surfaces import ALPHA, BETA, A, B, E, isoflop_design, surface
+from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
@@ -300,7 +301,9 @@ def _surface(law: tuple[float, float, float, float, float], n: np.ndarray, d: np
     return e + a * n**-alpha + b * d**-beta, (e, a, b, alpha, beta)
 
 
-@settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=examples(500, 100), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(design=_designs("grid", "isoflop", "scatter"), law=_laws())
 def test_noise_free_surfaces_are_recovered(design: Any, law: Any) -> None:
     loss, truth = _surface(law, *design)

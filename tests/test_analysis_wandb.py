@@ -67,6 +67,10 @@ def _attempt(folder: RunFolder, steps: range, verdict: str | None) -> None:
             verdict=verdict,
             bits_per_byte=1 / 3,
             unique_tokens=20_000,
+            validation_sets={
+                "web": {"loss": 22 / 7, "bits_per_byte": 1 / 3},
+                "code": {"loss": 8 / 3, "bits_per_byte": 1 / 7},
+            },
             flags=["undertuned", "short"],
         )
         folder.write_point(record)
@@ -106,6 +110,7 @@ def test_mirrored_runs_give_what_their_folders_give_to_the_last_digit(offline: P
     assert len(mirrors.points) == 1 and len(mirrors.curves) == STEPS - 1  # one row has no finite loss
     assert mirrors.excluded == folders.excluded and "no final record" in mirrors.excluded[0].reason
     assert mirrors.points["flags"].tolist() == ["undertuned;short"]
+    assert mirrors.points[["val_loss_code", "bits_per_byte_web"]].values.tolist() == [[8 / 3, 1 / 3]]
 
 
 def test_other_peoples_runs_are_read_by_the_names_they_chose(offline: Path) -> None:

@@ -35,7 +35,7 @@ def test_help_names_every_verb() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(isoflop: Command, verb: str) -> None:
-    said = isoflop(verb, "--help")
+    said = isoflop(*verb.split(), "--help")
     assert said.code == 0
     assert said.out.startswith(f"isoflop {verb}")
     assert "Values, as these options give them" in said.out
@@ -68,6 +68,8 @@ def test_an_unknown_verb_lists_those_there_are(isoflop: Command) -> None:
     said = isoflop("launch")
     assert said.code == 2
     assert "'launch' is no verb; choose one of run, plan, submit" in said.sentence
+    for words in (["data"], ["data", "path=x"]):
+        assert "'data' is no verb; choose one of data prepare, data check." in isoflop(*words).sentence
 
 
 def test_cfg_shows_the_config_and_runs_nothing(isoflop: Command, tmp_path: Path) -> None:
@@ -124,6 +126,9 @@ def test_no_torch_where_a_second_counts(tmp_path: Path) -> None:
     [
         ("isoflop ", {"run", "plan", "predict"}),
         ("isoflop pl", {"plan"}),
+        ("isoflop da", {"data"}),
+        ("isoflop data ", {"prepare", "check"}),
+        ("isoflop data prepare held", {"held_out="}),
         ("isoflop plan swe", {"sweep="}),
         ("isoflop plan sweep=", {"sweep=quickstart", "sweep=chinchilla"}),
         ("isoflop predict law=hoff", {"law=hoffmann2022", "law=hoffmann2022_tex"}),
@@ -147,6 +152,9 @@ def test_tab_completes_verbs_and_configs(line: str, words: set[str]) -> None:
         ("trainer.command=python t.py {folder}", "trainer.command='python t.py {folder}'"),
         ("trainer.command=null", "trainer.command=null"),
         ("path=a=b.csv", "path='a=b.csv'"),
+        ("path=[a.txt,b.txt]", "path=[a.txt,b.txt]"),
+        ("validation.web=web/*.jsonl", "++validation.web='web/*.jsonl'"),
+        ("separator=<|end|>", "separator='<|end|>'"),
         ("root=/tmp/a(1)", "root='/tmp/a(1)'"),
         ("optim.lr=3e-4", "optim.lr=3e-4"),
     ],

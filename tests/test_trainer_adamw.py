@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -42,3 +46,43 @@ def test_the_copy_that_computes_follows_the_master() -> None:
     ours.accumulate([torch.ones(4)], first=False)
     ours.update(0.5, tokens=2)
     assert torch.equal(ours.params, ours.master.bfloat16()) and not torch.equal(ours.master, torch.ones(4))
+
+
+def test_the_same_bits_as_torchs_own_fused_class_and_resumed_from_its_state() -> None:
+    generator = torch.Generator().manual_seed(1)
+    initial = torch.randn(50, generator=generator)
+    groups = [Group(30, 1.0, 1.0, 1.0), Group(20, 0.5, 0.0, 3.0)]
+    plain = list(initial.clone().split([30, 20]))
+    theirs = torch.optim.AdamW(
+        [
+            {"params": [part], "weight_decay": 0.1 * group.decay, "eps": 1e-6 * group.eps}
+            for part, group in zip(plain, groups, strict=True)
+        ],
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    ours = FlatAdamW(initial.clone(), RECIPE, groups=groups, dtype=torch.float32)
+    for step in range(6):
+        gradient, lr = torch.randn(50, generator=generator), 0.01 / (step + 1)
+        ours.accumulate([gradient], first=True)
+        ours.update(lr, tokens=1)
+        for part, slope, options in zip(plain, gradient.split([30, 20]), theirs.param_groups, strict=True):
+            part.grad, options["lr"] = slope, lr * (0.5 if part is plain[1] else 1.0)
+        theirs.step()
+        assert torch.equal(ours.master, torch.cat(plain))
+        if step == 2:  # a checkpoint made with the class
+            state = {"master": torch.cat(plain), "adamw": theirs.state_dict()["state"]}
+            ours = FlatAdamW(torch.zeros(50), RECIPE, groups=groups, dtype=torch.float32)
+            ours.load_state_dict(state)
+
+
+def test_an_update_does_not_import_torchs_compiler() -> None:
+    program = (
+        "import sys, torch\n"
+        "from test_trainer_adamw import RECIPE, FlatAdamW, Group\n"
+        "ours = FlatAdamW(torch.ones(4), RECIPE, groups=[Group(4, 1.0, 1.0, 1.0)], dtype=torch.float32)\n"
+        "ours.update(0.1, tokens=1)\n"
+        "ours.load_state_dict(ours.state_dict())\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, check=True, timeout=120)

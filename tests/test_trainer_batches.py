@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from trainer.batches import eval_windows, permutation, train_batch, window_starts
-from trainer.corpus import Corpus
+from trainer.corpus import Corpus, ValidationSet
 from trainer.errors import UserError
 from trainer.shards import Tokens
 
@@ -28,11 +28,12 @@ def counting_corpus(folder: Path, train: int, validation: int = 1000, cut: int |
     return Corpus(
         id="counting",
         vocabulary=max(train, validation),
-        train_tokens=train,
-        validation_tokens=validation,
-        bytes_per_token=1.0,
         train=Tokens(shards, "<u4"),
-        validation=Tokens([(folder / "validation.bin", validation)], "<u4"),
+        sets=[
+            ValidationSet(
+                name="validation", bytes_per_token=1.0, tokens=Tokens([(folder / "validation.bin", validation)], "<u4")
+            )
+        ],
     )
 
 
@@ -111,7 +112,7 @@ def test_validation_windows_are_spread_evenly(
     tmp_path_factory: pytest.TempPathFactory, windows: int, sequence: int
 ) -> None:
     corpus = counting_corpus(tmp_path_factory.mktemp("even"), train=100, validation=961)
-    rows = eval_windows(corpus, windows=windows, sequence=sequence)
+    rows = eval_windows(corpus, windows=windows, sequence=sequence)["validation"]
     assert (rows.dtype, rows.shape) == (np.int64, (windows, sequence + 1))
     assert np.all(np.diff(rows, axis=1) == 1)
     gaps = np.diff(rows[:, 0])
@@ -122,7 +123,7 @@ def test_validation_windows_are_spread_evenly(
 
 def test_windows_that_do_not_fit(tmp_path: Path) -> None:
     corpus = counting_corpus(tmp_path, train=32, validation=161)
-    assert eval_windows(corpus, windows=10, sequence=16)[-1, -1] == 160
+    assert eval_windows(corpus, windows=10, sequence=16)["validation"][-1, -1] == 160
     with pytest.raises(UserError, match=r"data\.eval_windows=11: the 161 validation tokens .* hold 10 windows of"):
         eval_windows(corpus, windows=11, sequence=16)
     with pytest.raises(UserError, match=r"data\.eval_windows=0"):

@@ -94,7 +94,7 @@ def test_the_facts_have_the_entropy_they_claim(tmp_path: Path) -> None:
 def test_facts_are_the_same_on_every_machine_and_differ_by_seed(tmp_path: Path) -> None:
     corpus = prepare_corpus(ZIPF, tmp_path)
     assert corpus.id == "zipf_facts-ba6ec93aaa92"
-    assert (corpus.vocabulary, corpus.train_tokens, corpus.bytes_per_token) == (256, 30_001, 1.0)
+    assert (corpus.vocabulary, corpus.train_tokens, corpus.sets[0].bytes_per_token) == (256, 30_001, 1.0)
     folder = tmp_path / "corpora" / corpus.id
     assert sorted(path.name for path in folder.iterdir()) == ["header.json", "train.bin", "validation.bin"]
     assert hashlib.sha256((folder / "train.bin").read_bytes()).hexdigest().startswith("2be4aac7f4ea461a")
@@ -104,7 +104,7 @@ def test_facts_are_the_same_on_every_machine_and_differ_by_seed(tmp_path: Path) 
     other = prepare_corpus(DataConfig(source=Source.zipf_facts, tokens=30_001, seed=4), tmp_path)
     assert other.id != corpus.id
     assert np.mean(other.train[0:30_001] == corpus.train[0:30_001]) < 0.5
-    assert not np.array_equal(corpus.validation[0:30_000], corpus.train[0:30_000])
+    assert not np.array_equal(corpus.sets[0].tokens[0:30_000], corpus.train[0:30_000])
 
 
 def test_a_longer_corpus_continues_a_shorter_one(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_python_source_keeps_every_file_once(tmp_path: Path, sources: Path) -> N
     (sources / "site-packages" / "other.py").write_text("not this package's")
     corpus = prepare_corpus(PYTHON, tmp_path)
 
-    texts = [bytes(part[0 : len(part)]).split(b"\0") for part in (corpus.train, corpus.validation)]
+    texts = [bytes(part[0 : len(part)]).split(b"\0") for part in (corpus.train, corpus.sets[0].tokens)]
     assert all(part.pop() == b"" for part in texts)
     kept = texts[0] + texts[1]
     assert sorted(kept) == sorted(path.read_bytes() for path in sources.glob("sub*/*.py"))
@@ -157,7 +157,7 @@ def test_python_source_keeps_every_file_once(tmp_path: Path, sources: Path) -> N
         )
     header = json.loads((tmp_path / "corpora" / corpus.id / "header.json").read_text())
     assert header["facts"] == {"files": 300, "files_left_out": 4}
-    assert corpus.train_tokens + corpus.validation_tokens == sum(len(text) + 1 for text in kept)
+    assert corpus.train_tokens + len(corpus.sets[0].tokens) == sum(len(text) + 1 for text in kept)
 
 
 def test_python_source_twice_is_the_same_bytes_and_another_file_another_id(tmp_path: Path, sources: Path) -> None:
@@ -183,7 +183,7 @@ def test_the_standard_library_makes_a_corpus(tmp_path: Path, monkeypatch: pytest
     steps: list[tuple[str, float]] = []
     corpus = prepare_corpus(DataConfig(), tmp_path, lambda message, share: steps.append((message, share)))
     assert corpus.train_tokens > 5_000_000
-    assert 0.01 < corpus.validation_tokens / corpus.train_tokens < 0.08
+    assert 0.01 < len(corpus.sets[0].tokens) / corpus.train_tokens < 0.08
     shares = [share for _, share in steps]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
@@ -235,7 +235,7 @@ def test_user_tokens_are_read_in_place(tmp_path: Path, dtype: str) -> None:
     assert np.array_equal(corpus.train[0:2100], written)
     assert np.array_equal(corpus.train[650:1450], written[650:1450]), "across three shards"
     assert np.array_equal(corpus.train.gather(np.array([690, 0]), 20), [written[690:710], written[:20]])
-    assert (corpus.vocabulary, corpus.bytes_per_token) == (1000, 4.0)
+    assert (corpus.vocabulary, corpus.sets[0].bytes_per_token) == (1000, 4.0)
     folder = tmp_path / "root" / "corpora" / corpus.id
     assert [path.name for path in folder.iterdir()] == ["header.json"], "nothing is copied"
     assert json.loads((folder / "header.json").read_text())["folder"] == str(mine)
@@ -382,7 +382,7 @@ def test_a_corpus_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert open_corpus(tmp_path, corpus.id).train_tokens == 30_001
 
 
-@pytest.mark.parametrize("harm", ["truncate", "remove", "header", "no header"])
+@pytest.mark.parametrize("harm", ["truncate", "remove", "header", "no header", "other bytes"])
 def test_a_damaged_corpus_is_refused(tmp_path: Path, harm: str) -> None:
     folder = tmp_path / "corpora" / prepare_corpus(ZIPF, tmp_path).id
     if harm == "truncate":
@@ -391,6 +391,8 @@ def test_a_damaged_corpus_is_refused(tmp_path: Path, harm: str) -> None:
         (folder / "validation.bin").unlink()
     elif harm == "header":
         os.truncate(folder / "header.json", 100)
+    elif harm == "other bytes":
+        (folder / "train.bin").write_bytes(b"x" * (folder / "train.bin").stat().st_size)
     else:
         (folder / "header.json").unlink()
     for act in (lambda: open_corpus(tmp_path, folder.name), lambda: prepare_corpus(ZIPF, tmp_path)):

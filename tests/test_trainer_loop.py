@@ -10,7 +10,7 @@ import pytest
 import torch
 from trainer_runs import make_run, rows, small_corpus, small_shape
 
-from trainer import loop
+from trainer import engine, loop
 from trainer.batches import eval_windows, train_batch
 from trainer.config import DeviceKind, Keep, Precision
 from trainer.corpus import open_corpus
@@ -55,7 +55,7 @@ def test_a_run_leaves_the_folder_the_contract_describes(root: Path, corpus: str)
     assert record["unique_tokens"] == record["tokens"]
     (attempt,) = folder.attempts()
     assert attempt["why"] == "done" and attempt["job"] == "7_3" and attempt["resume_step"] == 0
-    assert config.kernels["attention"] in list(Attention)
+    assert config.kernels["step"] in ("native", "torch")
     assert {path.name for path in folder.path.iterdir()} == {
         "config.yaml",
         "metrics.jsonl",
@@ -95,7 +95,7 @@ def test_final_loss_is_that_of_a_plain_step_by_step_run(root: Path, corpus: str)
         for group in adamw.param_groups:
             group["lr"] = recipe.optim.lr * factor
         adamw.step()
-    held_out = torch.from_numpy(eval_windows(tokens, windows=40, sequence=16))
+    held_out = torch.from_numpy(eval_windows(tokens, windows=40, sequence=16)["validation"])
     with torch.no_grad():
         expected = float(model.loss(held_out)) / (40 * 16)
     assert point(folder)["loss"] == pytest.approx(expected, rel=1e-5)
@@ -129,10 +129,11 @@ def test_a_finished_run_is_left_untouched(root: Path, corpus: str) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
 
 
-def test_stop_and_resume_give_the_run_that_never_stopped(root: Path, corpus: str) -> None:
-    whole = make_run(root, corpus, sweep="unstopped", kernels={"attention": "manual"})
+@pytest.mark.parametrize("kernels", [{"attention": "manual"}, {"step": "native", "chunk": 2}], ids=["torch", "native"])
+def test_stop_and_resume_give_the_run_that_never_stopped(root: Path, corpus: str, kernels: dict[str, Any]) -> None:
+    whole = make_run(root, corpus, sweep=f"unstopped{len(kernels)}", kernels=kernels)
     train(whole, root)
-    folder = make_run(root, corpus, sweep="stopped", kernels={"attention": "manual"})
+    folder = make_run(root, corpus, sweep=f"stopped{len(kernels)}", kernels=kernels)
     for polls in (8, 5):  # one stop inside a log window, one just before its row
         left = iter([None] * polls + ["preempted"])
         assert train(folder, root, should_stop=lambda left=left: next(left)) == "stopped: preempted"  # type: ignore[misc]
@@ -146,7 +147,8 @@ def test_stop_and_resume_give_the_run_that_never_stopped(root: Path, corpus: str
 def test_kernels_are_chosen_once(root: Path, corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_run(root, corpus, sweep="kernels")
     answers = iter([Attention.sdpa])
-    monkeypatch.setattr(loop, "tune_attention", lambda **_: next(answers))
+    monkeypatch.setattr(engine, "library", lambda _: None)
+    monkeypatch.setattr(engine, "tune_attention", lambda **_: next(answers))
     stops = iter([None, "enough"])
     train(folder, root, should_stop=lambda: next(stops))
     kernels = folder.read_config().kernels
@@ -174,7 +176,7 @@ def test_a_loss_that_explodes_ends_the_run_as_diverged(root: Path, corpus: str) 
 def test_a_gradient_that_is_not_finite_ends_the_run_at_the_next_row(
     root: Path, corpus: str, bad: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = make_run(root, corpus, sweep=f"gradient{bad}", steps=20)
+    folder = make_run(root, corpus, sweep=f"gradient{bad}", steps=20, kernels={"attention": "manual"})
     calls = iter(range(1000))
     gradient = Transformer.gradient
 

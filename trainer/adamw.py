@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from trainer.model import Group
 from trainer.recipe import OptimRecipe
@@ -23,17 +24,17 @@ class FlatAdamW:
         self.master = initial
         self.gradient = torch.zeros_like(initial)
         self.params = initial if dtype is initial.dtype else initial.to(dtype)
-        self._clip = recipe.clip
-        self._rates = [group.rate for group in groups]
+        self._recipe, self._groups = recipe, groups
         sizes = [group.params for group in groups]
-        parts = []
-        for group, param, gradient in zip(
-            groups, torch.split(self.master, sizes), torch.split(self.gradient, sizes), strict=True
-        ):
-            param.grad = gradient
-            decay, eps = recipe.weight_decay * group.decay, recipe.eps * group.eps
-            parts.append({"params": [param], "weight_decay": decay, "eps": eps})
-        self._adamw = torch.optim.AdamW(parts, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), fused=True)
+        self._parts = list(zip(torch.split(self.master, sizes), torch.split(self.gradient, sizes), strict=True))
+        self._state = {
+            number: {
+                "step": torch.zeros((), dtype=torch.float32, device=initial.device),
+                "exp_avg": torch.zeros_like(param),
+                "exp_avg_sq": torch.zeros_like(param),
+            }
+            for number, (param, _) in enumerate(self._parts)
+        }
 
     def accumulate(self, gradients: Sequence[Tensor], *, first: bool) -> None:
         """Add a gradient, in parts that follow each other; the first one of an update replaces the last update's."""
@@ -51,24 +52,42 @@ class FlatAdamW:
 
         The gradient accumulated is that of a sum over ``tokens``; what is clipped and followed is that of the mean.
         """
+        recipe = self._recipe
         norm: Tensor = torch.linalg.vector_norm(self.gradient) / tokens
-        factor = (self._clip / (norm + 1e-6)).clamp_(max=1.0) if self._clip > 0 else 1.0
+        factor = (recipe.clip / (norm + 1e-6)).clamp_(max=1.0) if recipe.clip > 0 else 1.0
         self.gradient.mul_(factor / tokens)
-        for group, rate in zip(self._adamw.param_groups, self._rates, strict=True):
-            group["lr"] = lr * rate
-        self._adamw.step()
+        for number, (group, (param, gradient)) in enumerate(zip(self._groups, self._parts, strict=True)):
+            state = self._state[number]
+            # The class torch.optim.AdamW would do the same, but imports torch's compiler first: a second, every start.
+            adamw(
+                [param],
+                [gradient],
+                [state["exp_avg"]],
+                [state["exp_avg_sq"]],
+                [],
+                [state["step"]],
+                fused=True,
+                amsgrad=False,
+                beta1=recipe.beta1,
+                beta2=recipe.beta2,
+                lr=lr * group.rate,
+                weight_decay=recipe.weight_decay * group.decay,
+                eps=recipe.eps * group.eps,
+                maximize=False,
+            )
         self._refresh()
         return norm
 
     def state_dict(self) -> dict[str, Any]:
         """Master parameters and moments."""
-        return {"master": self.master, "adamw": self._adamw.state_dict()["state"]}
+        return {"master": self.master, "adamw": self._state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Back from :meth:`state_dict`."""
         self.master.copy_(state["master"])
-        groups = self._adamw.state_dict()["param_groups"]
-        self._adamw.load_state_dict({"state": state["adamw"], "param_groups": groups})
+        for number, moments in self._state.items():
+            for name, tensor in moments.items():
+                tensor.copy_(state["adamw"][number][name])
         self._refresh()
 
     def _refresh(self) -> None:

@@ -62,17 +62,20 @@ def permutation(places: range, size: int, seed: int, epoch: int) -> NDArray[np.i
     return numbers.astype(np.int64)
 
 
-def eval_windows(corpus: Corpus, *, windows: int, sequence: int) -> NDArray[np.int64]:
-    """The validation windows, int64 (windows, sequence + 1): evenly spaced, none overlapping, the same for every run.
+def eval_windows(corpus: Corpus, *, windows: int, sequence: int) -> dict[str, NDArray[np.int64]]:
+    """By validation set, its windows, int64 (windows, sequence + 1): evenly spaced, none overlapping, always the same.
 
     Raises
     ------
     UserError
-        If they do not fit into the validation part.
+        If they do not fit into a set.
     """
     corpus.check_windows(sequence=sequence, eval_windows=windows)
-    starts = np.arange(windows, dtype=np.int64) * (corpus.validation_tokens - 1) // windows
-    return corpus.validation.gather(starts, sequence + 1)
+    spaced = np.arange(windows, dtype=np.int64)
+    return {
+        held_out.name: held_out.tokens.gather(spaced * (len(held_out.tokens) - 1) // windows, sequence + 1)
+        for held_out in corpus.sets
+    }
 
 
 @functools.lru_cache(maxsize=1024)

@@ -3,8 +3,8 @@
 ::
 
     <root>/corpora/<corpus id>/
-        header.json     the fields of trainer.shards, and: id, spec (the settings that decided the content), facts;
-                        for data.source=tokens also folder, the user's, where the shards stay
+        header.json     the fields of trainer.shards, and: id, spec (the settings that decided the content), facts,
+                        fingerprint; for data.source=tokens also folder, the user's, where the shards stay
         train.bin, validation.bin
 
 A corpus appears whole, by one rename; ``.making-*`` beside it belong to makers at work or, if those died, to nobody.
@@ -19,7 +19,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,17 @@ from trainer.config import DataConfig, Source
 from trainer.errors import UserError
 from trainer.files import disk_faults, write_json
 from trainer.lock import STALE_SECONDS, Lock, holder
-from trainer.shards import HEADER, Header, ShardError, Tokens, check_tokens, fingerprint, open_shards, read_header
+from trainer.shards import (
+    HEADER,
+    TRAIN,
+    Header,
+    ShardError,
+    Tokens,
+    check_tokens,
+    fingerprint,
+    open_shards,
+    read_header,
+)
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of it that is done, 0 to 1."""
@@ -45,17 +55,28 @@ class CorpusFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationSet:
+    """One of a corpus's validation sets."""
+
+    name: str
+    tokens: Tokens
+    bytes_per_token: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """A corpus, open for reading; ``train`` and ``validation`` are sliced like arrays of tokens."""
+    """A corpus, open for reading; ``train`` and each set's ``tokens`` are sliced like arrays of tokens."""
 
     id: str
     vocabulary: int
-    train_tokens: int
-    validation_tokens: int
-    bytes_per_token: float
-    """Of the validation part."""
     train: Tokens
-    validation: Tokens
+    sets: Sequence[ValidationSet]
+    """One or more; the first one's loss is the one that fits read."""
+
+    @property
+    def train_tokens(self) -> int:
+        """How many there are."""
+        return len(self.train)
 
     def check_windows(self, *, sequence: int, eval_windows: int) -> None:
         """Refuse windows that the corpus is too short for.
@@ -65,7 +86,7 @@ class Corpus:
         Raises
         ------
         UserError
-            If no training window fits, or fewer than ``eval_windows`` validation windows do.
+            If no training window fits, or fewer than ``eval_windows`` fit into a validation set.
         """
         if sequence < 1:
             raise UserError(f"data.sequence={sequence} is no length of a sequence; choose at least 1 token.")
@@ -74,12 +95,15 @@ class Corpus:
                 f"data.sequence={sequence} needs {sequence + 1} training tokens, but the corpus {self.id} has "
                 f"{self.train_tokens}; choose a shorter sequence or more data."
             )
-        fit = (self.validation_tokens - 1) // sequence
-        if not 1 <= eval_windows <= fit:
-            raise UserError(
-                f"data.eval_windows={eval_windows}: the {self.validation_tokens} validation tokens of {self.id} hold "
-                f"{fit} windows of data.sequence={sequence}; choose between 1 and that many, or add validation data."
-            )
+        for held_out in self.sets:
+            tokens, fit = len(held_out.tokens), (len(held_out.tokens) - 1) // sequence
+            if not 1 <= eval_windows <= fit:
+                named = "" if len(self.sets) == 1 else f"set {held_out.name!r} of the "
+                raise UserError(
+                    f"data.eval_windows={eval_windows}: the {tokens} validation tokens of {named}{self.id} hold "
+                    f"{fit} windows of data.sequence={sequence}; choose between 1 and that many, or add validation "
+                    "data."
+                )
 
 
 def prepare_corpus(config: DataConfig, root: Path, progress: Progress | None = None) -> Corpus:
@@ -158,19 +182,24 @@ def open_corpus(root: Path, corpus_id: str) -> Corpus:
             shards = Path(raw["folder"])
             remedy = f"restore the shards at {shards}, or plan a new sweep with data.path="
         parts = open_shards(shards, header)
-        if "folder" in raw and corpus_id != _tokens_id(shards, header):
+        if _changed(corpus_id, raw, header, shards):
             raise ShardError("the shards' content is no longer that of this corpus")
     except ShardError as error:
         raise UserError(f"corpus {folder}: {error}; {remedy}.") from error
-    return Corpus(
-        id=corpus_id,
-        vocabulary=header.vocabulary,
-        train_tokens=header.tokens["train"],
-        validation_tokens=header.tokens["validation"],
-        bytes_per_token=header.validation_bytes / header.tokens["validation"],
-        train=parts["train"],
-        validation=parts["validation"],
-    )
+    sets = [
+        ValidationSet(name=name, tokens=parts[name], bytes_per_token=header.bytes[name] / header.tokens[name])
+        for name in header.validation_sets
+    ]
+    return Corpus(id=corpus_id, vocabulary=header.vocabulary, train=parts[TRAIN], sets=sets)
+
+
+def _changed(corpus_id: str, raw: Mapping[str, Any], header: Header, shards: Path) -> bool:
+    """Whether the shards are others than those the corpus was made of, as far as their header, sizes and ends tell."""
+    if "folder" not in raw:
+        found = fingerprint(shards, header)
+        return bool(raw.get("fingerprint", found) != found)
+    own = Header.from_dict(read_header(shards))  # has the SHA-256 of shards that were prepared anew
+    return corpus_id != _tokens_id(shards, header) or corpus_id != _tokens_id(shards, own)
 
 
 def _spec(config: DataConfig) -> dict[str, Any]:
@@ -217,7 +246,8 @@ def _make(config: DataConfig, corpora: Path, progress: Progress) -> str:
         else:
             digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
             header, facts = zipf_facts.make(folder, tokens=spec["tokens"], seed=spec["seed"], progress=progress)
-        return f"{config.source.value}-{digest}", {"spec": spec, **header.to_dict(), "facts": facts}
+        record = {"spec": spec, **header.to_dict(), "facts": facts, "fingerprint": fingerprint(folder, header)}
+        return f"{config.source.value}-{digest}", record
 
     return _place(corpora, fill)
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,12 @@ import torch
 from torch import Tensor
 
 from trainer import checkpoint
-from trainer.adamw import FlatAdamW
 from trainer.batches import eval_windows, train_batch
 from trainer.config import DeviceKind, Keep, Precision
 from trainer.corpus import Corpus, open_corpus
+from trainer.engine import choose_kernels, open_engine, usable
 from trainer.errors import MachineFault, UserError
-from trainer.kernels import Attention, tune_attention
 from trainer.lock import LockLost
-from trainer.model import Transformer, groups, initial_params, slots
 from trainer.runfolder import DIVERGED, DONE, RunConfig, RunFolder, final_record
 from trainer.schedule import rate_factor
 from trainer.tracking import Tracker, open_tracker, summary_of
@@ -100,6 +97,9 @@ class _Window:
     updates: int = 0
     high_rows: int = 0
     val_loss: float | None = None
+    """Of the corpus's first validation set."""
+    set_losses: dict[str, float] = field(default_factory=dict)
+    """The last ones, by validation set."""
 
 
 class _Run:
@@ -109,13 +109,11 @@ class _Run:
         recipe = config.recipe
         self.folder, self.config, self.recipe, self.corpus, self.device = folder, config, recipe, corpus, device
         self.why = ""
-        dtype = torch.bfloat16 if recipe.dtype is Precision.bf16 else torch.float32
-        initial = initial_params(recipe.model, recipe.seed).to(device)
-        self.optimizer = FlatAdamW(initial, recipe.optim, groups=groups(slots(recipe.model)), dtype=dtype)
-        self.model = Transformer(recipe.model, self.optimizer.params, Attention(config.kernels["attention"]))
+        self.engine = open_engine(config, device)
+        self.optimizer = self.engine.optimizer
         self.step = 0
         self.window = _Window(loss_sum=torch.zeros((), dtype=torch.float64, device=device))
-        self._windows: Tensor | None = None
+        self._windows: dict[str, Tensor] = {}
         self._slot: str | None = None
         self._saved_at = time.monotonic()
         self._restore()
@@ -148,7 +146,7 @@ class _Run:
         return self._conclude(DONE, self.window.val_loss, attempt, tracker)
 
     def _update(self, lr: float) -> Tensor:
-        """One update over the batch of this step, in micro-batches; returns the gradient's norm."""
+        """One update over the batch of this step; returns the gradient's norm."""
         recipe = self.recipe
         batch = self._tensor(
             train_batch(
@@ -159,11 +157,7 @@ class _Run:
                 sequence=recipe.model.sequence,
             )
         )
-        chunks = torch.split(batch, self.config.runtime.micro_batch or recipe.sequences)
-        for number, chunk in enumerate(chunks):
-            loss = self.model.loss(chunk)
-            self.optimizer.accumulate(self.model.gradient(loss), first=number == 0)
-            self.window.loss_sum += loss.detach()
+        self.window.loss_sum += self.engine.gradient(batch)
         self.window.updates += 1
         self.step += 1
         return self.optimizer.update(lr, tokens=recipe.optim.batch)
@@ -185,7 +179,9 @@ class _Run:
         window.loss_sum.zero_()
         window.updates = 0
         if evaluated:
-            window.val_loss = row["val_loss"] = self._validation_loss()
+            window.set_losses = self._validation_losses()
+            row |= validation_keys(window.set_losses)
+            window.val_loss = row["val_loss"]
         self._clock, self._clock_step = time.perf_counter(), self.step
         return row
 
@@ -196,7 +192,7 @@ class _Run:
 
     def _divergence(self, row: dict[str, Any]) -> str:
         """Why the run counts as diverged after this row; empty where it does not."""
-        for name in ("train_loss", "grad_norm", "val_loss"):
+        for name in ("train_loss", "grad_norm", *validation_keys(self.window.set_losses)):
             if not math.isfinite(row.get(name, 0.0)):
                 return f"{DIVERGED}: {name} is {row[name]} at step {row['step']}"
         if self.window.high_rows >= HIGH_ROWS:
@@ -205,29 +201,33 @@ class _Run:
             return f"{DIVERGED}: the final val_loss is above ln(vocabulary) + 1"
         return ""
 
-    def _validation_loss(self) -> float:
-        """Mean cross-entropy over the fixed validation windows, nats per token."""
+    def _validation_losses(self) -> dict[str, float]:
+        """Mean cross-entropy over the fixed windows of each validation set, nats per token."""
         shape = self.recipe.model
-        if self._windows is None:
+        if not self._windows:
             count = self.recipe.data.eval_windows
-            self._windows = self._tensor(eval_windows(self.corpus, windows=count, sequence=shape.sequence))
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        with torch.no_grad():
-            for chunk in torch.split(self._windows, max(1, EVAL_TOKENS // shape.sequence)):
-                total += self.model.loss(chunk)
-        return float(total) / (len(self._windows) * shape.sequence)
+            chosen = eval_windows(self.corpus, windows=count, sequence=shape.sequence)
+            self._windows = {name: self._tensor(windows) for name, windows in chosen.items()}
+        losses = {}
+        for name, windows in self._windows.items():
+            total = torch.zeros((), dtype=torch.float64, device=self.device)
+            for chunk in torch.split(windows, max(1, EVAL_TOKENS // shape.sequence)):
+                total += self.engine.loss(chunk)
+            losses[name] = float(total) / (len(windows) * shape.sequence)
+        return losses
 
     def _conclude(self, verdict: str, loss: float | None, attempt: int, tracker: Tracker) -> str:
         """Write the final record: from here on the run is over, whatever happens to this process."""
         tokens = self.step * self.recipe.optim.batch
-        bits = None if loss is None else loss / math.log(2) / self.corpus.bytes_per_token
+        sets = {} if loss is None else set_losses(self.corpus, self.window.set_losses)
         record = final_record(
             self.config,
             point_id=self.config.run_id,
             tokens=tokens,
             loss=loss,
             verdict=verdict,
-            bits_per_byte=bits,
+            bits_per_byte=None if loss is None else loss / math.log(2) / self.corpus.sets[0].bytes_per_token,
+            validation_sets=sets,
             unique_tokens=min(tokens, self.corpus.train_tokens),
             attempt=attempt,
         )
@@ -256,6 +256,20 @@ class _Run:
     def _tensor(self, tokens: Any) -> Tensor:
         tensor = torch.from_numpy(tokens)
         return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+def validation_keys(losses: Mapping[str, float]) -> dict[str, float]:
+    """A row's losses, by key: ``val_loss`` of the first validation set, ``val_loss_<name>`` of each further one."""
+    return {f"val_loss_{name}" if number else "val_loss": loss for number, (name, loss) in enumerate(losses.items())}
+
+
+def set_losses(corpus: Corpus, losses: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """What a final record says of each validation set."""
+    sets = {held_out.name: held_out for held_out in corpus.sets if held_out.name in losses}
+    return {
+        name: {"loss": losses[name], "bits_per_byte": losses[name] / math.log(2) / held_out.bytes_per_token}
+        for name, held_out in sets.items()
+    }
 
 
 def _device(config: RunConfig) -> torch.device:
@@ -288,37 +302,11 @@ def _corpus(config: RunConfig, root: Path) -> Corpus:
 
 def _tuned(folder: RunFolder, config: RunConfig, device: torch.device) -> RunConfig:
     """The config with its kernels chosen: at the first attempt by trying, later as written."""
-    if config.kernels:
-        chosen = config.kernels.get("attention")
-        if chosen not in list(Attention):
-            raise UserError(
-                f"{folder.config_path}: kernels.attention={chosen!r} is none of {', '.join(Attention)}; restore it."
-            )
+    if usable(config.kernels, config.recipe, str(folder.config_path)):
         return config
-    shape = config.recipe.model
-    path = tune_attention(
-        sequences=config.runtime.micro_batch or config.recipe.sequences,
-        heads=shape.heads,
-        tokens=shape.sequence,
-        size=shape.head_size,
-        dtype=torch.bfloat16 if config.recipe.dtype is Precision.bf16 else torch.float32,
-        device=device,
-    )
-    kernels = {"attention": path.value, "torch": str(torch.__version__), "processor": _processor(device)}
-    config = replace(config, kernels=kernels)
+    config = replace(config, kernels=choose_kernels(config, device))
     folder.write_config(config)
     return config
-
-
-def _processor(device: torch.device) -> str:
-    """What the kernels were chosen on; bit-exact results are promised for this one only."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _last_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.shards import Header
+from trainer.shards import BYTES, Header
 
 VERSION = 1
 """Part of the corpus id: to be raised by any change of the text that the same files give."""
@@ -88,7 +88,9 @@ def make(
         vocabulary=VOCABULARY,
         dtype="uint8",
         tokens=counts,
-        validation_bytes=counts["validation"],
+        bytes={"validation": counts["validation"]},
         shards={part: [f"{part}.bin"] for part in counts},
+        tokenizer=BYTES,
+        end_of_text=_SEPARATOR[0],
     )
     return digest.hexdigest()[:12], header, {"files": len(texts), "files_left_out": len(files) - len(texts)}

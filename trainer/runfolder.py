@@ -12,12 +12,14 @@
         cancel            present while somebody wants the run stopped
 
 A metrics row: ``step`` (0-based index of the update), ``tokens`` and ``flops`` after it, ``train_loss`` (mean since the
-last row), ``val_loss`` (where measured), ``lr``, ``grad_norm``, ``tokens_per_second``, ``attempt``, ``time``.
+last row), ``val_loss`` (where measured; of a corpus's further validation sets ``val_loss_<name>``), ``lr``,
+``grad_norm``, ``tokens_per_second``, ``attempt``, ``time``.
 
 A final record must have ``schema`` (1), ``run_id``, ``point_id`` (of ``points`` in config.yaml), ``verdict`` (``done``,
 ``diverged`` or ``failed: <cause>``); a done one also ``tokens`` (trained), ``horizon`` (the tokens asked for, reached)
-and ``loss`` (nats per token). ``bits_per_byte`` and ``flags`` are welcome. What follows
-from the config (parameters, FLOPs, batch, ...) is added by readers; :func:`final_record` writes it all.
+and ``loss`` (nats per token). ``bits_per_byte``, ``flags`` and ``validation_sets`` (name -> loss and bits_per_byte) are
+welcome. What follows from the config (parameters, FLOPs, batch, ...) is added by readers; :func:`final_record` writes
+it all.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ FAILED = "failed: "
 """A failed verdict is this plus its cause."""
 OOM, TIMEOUT = "OOM", "timeout"
 """How the cause of a failure for want of memory, or of time, begins."""
+TAIL_BYTES = 16_000
+"""Of metrics.jsonl, what tells how a run stands."""
 LOST = "lost: killed, or the machine went down"
 """Why an attempt without a last line ended."""
 
@@ -201,6 +205,11 @@ class RunFolder:
         resumed = {line["attempt"]: line.get("resume_step") for line in self.attempts()}
         return valid_rows(read_lines(self.path / "metrics.jsonl"), resumed)
 
+    def last_rows(self, attempts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The last of :meth:`metrics`, some dozens, without reading the others; ``attempts`` as read already."""
+        resumed = {line["attempt"]: line.get("resume_step") for line in attempts}
+        return valid_rows(read_lines(self.path / "metrics.jsonl", last_bytes=TAIL_BYTES), resumed)
+
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row; NaN and infinities become null, which JSON can hold."""
         append_line(self.path / "metrics.jsonl", {key: finite_or_none(value) for key, value in row.items()})
@@ -307,6 +316,7 @@ def final_record(
     verdict: str,
     bits_per_byte: float | None = None,
     unique_tokens: int | None = None,
+    validation_sets: Mapping[str, Mapping[str, float]] | None = None,
     flags: Sequence[str] = (),
     attempt: int = 0,
 ) -> dict[str, Any]:
@@ -322,6 +332,8 @@ def final_record(
         ``done``, ``diverged`` or ``failed: <cause>``.
     unique_tokens
         Distinct training tokens seen; None where none was repeated.
+    validation_sets
+        By name, ``loss`` and ``bits_per_byte``; ``loss`` above is the first one's.
     """
     recipe, shape = config.recipe, config.recipe.model
     return {
@@ -350,6 +362,7 @@ def final_record(
         "loss": loss,
         "loss_unit": "nats/token",
         "bits_per_byte": bits_per_byte,
+        "validation_sets": plain(dict(validation_sets or {})),
         "verdict": verdict,
         "flags": list(flags),
         "attempt": attempt,

@@ -12,7 +12,14 @@ with no header of its own (what ``numpy.ndarray.tofile`` writes, and nanoGPT's `
     }
 
 ``tokens`` counts each part over all its shards, read in the order listed, as one stream; names are relative to the
-folder; further fields are ignored. A folder is written by hand in a few lines::
+folder; further fields are ignored. Every part beside ``train`` is a validation set, reported under its name; the one
+called ``validation``, or else the first one listed in ``shards``, gives the loss that fits read. Optional fields::
+
+      "sha256": {"train": ["9f86d0...", ...], ...},    of each shard: then every change of content is another corpus
+      "tokenizer": "tokenizer.json",                   a file of the folder, or "bytes": tokens are UTF-8 bytes
+      "end_of_text": 50256                             the token between documents
+
+``isoflop data prepare`` writes such folders from text. One is written by hand in a few lines::
 
     train, validation = np.array(encode(train_text)), np.array(encode(validation_text))
     train.astype("<u2").tofile("mine/train.bin")
@@ -32,6 +39,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +50,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 HEADER = "header.json"
-PARTS = ("train", "validation")
+TRAIN, VALIDATION = "train", "validation"
+BYTES = "bytes"
+"""The tokenizer of a corpus whose tokens are bytes."""
+PART_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 DTYPES = {"uint8": "<u1", "uint16": "<u2", "uint32": "<u4"}
 _MAPPED_AT_ONCE = 256
 """Every mapped shard holds a file descriptor, of which a process often has 1024."""
@@ -61,18 +72,34 @@ class Header:
     vocabulary: int
     dtype: str
     tokens: Mapping[str, int]
-    validation_bytes: int
+    """Of each part."""
+    bytes: Mapping[str, int]
+    """Of text, in each validation set."""
     shards: Mapping[str, Sequence[str]]
+    sha256: Mapping[str, Sequence[str]] | None = None
+    tokenizer: str | None = None
+    end_of_text: int | None = None
+
+    @property
+    def validation_sets(self) -> list[str]:
+        """Names, the one whose loss fits read first."""
+        names = [part for part in self.shards if part != TRAIN]
+        return sorted(names, key=lambda name: name != VALIDATION)
 
     def to_dict(self) -> dict[str, Any]:
         """As the file has it."""
-        return {
+        parts = [TRAIN, *self.validation_sets]
+        raw: dict[str, Any] = {
             "vocabulary": self.vocabulary,
             "dtype": self.dtype,
-            "tokens": dict(self.tokens),
-            "bytes": {"validation": self.validation_bytes},
-            "shards": {part: list(names) for part, names in self.shards.items()},
+            "tokens": {part: self.tokens[part] for part in parts},
+            "bytes": {part: self.bytes[part] for part in self.validation_sets},
+            "shards": {part: list(self.shards[part]) for part in parts},
         }
+        if self.sha256 is not None:
+            raw["sha256"] = {part: list(self.sha256[part]) for part in parts}
+        optional = {"tokenizer": self.tokenizer, "end_of_text": self.end_of_text}
+        return raw | {name: value for name, value in optional.items() if value is not None}
 
     @classmethod
     def from_dict(cls, raw: Any) -> Header:
@@ -87,20 +114,53 @@ class Header:
         if dtype not in DTYPES:
             raise ShardError(f"{HEADER} has dtype={dtype!r}, which is not one of {', '.join(DTYPES)}")
         vocabulary = _count(raw, "vocabulary")
-        largest = int(np.iinfo(DTYPES[dtype]).max) + 1
-        if vocabulary > largest:
-            raise ShardError(f"{HEADER} has vocabulary={vocabulary}, but dtype={dtype} numbers only {largest} tokens")
-        shards = {part: _field(raw, "shards", part) for part in PARTS}
-        for part, names in shards.items():
-            if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-                raise ShardError(f"{HEADER} has shards.{part}={names!r}, which is not a list of file names")
+        if vocabulary > numbered(dtype):
+            raise ShardError(
+                f"{HEADER} has vocabulary={vocabulary}, but dtype={dtype} numbers only {numbered(dtype)} tokens"
+            )
+        listed = _field(raw, "shards")
+        others = [part for part in listed if part != TRAIN] if isinstance(listed, Mapping) else []
+        parts = [TRAIN, *(others or [VALIDATION])]
+        shards = {part: _names(raw, part) for part in parts}
+        tokenizer, end = raw.get("tokenizer"), raw.get("end_of_text")
+        if tokenizer is not None and not isinstance(tokenizer, str):
+            raise ShardError(f"{HEADER} has tokenizer={tokenizer!r}, which is neither a file name nor {BYTES!r}")
+        if end is not None and (not isinstance(end, int) or not 0 <= end < vocabulary):
+            raise ShardError(f"{HEADER} has end_of_text={end!r}, which is no token of its vocabulary={vocabulary}")
         return cls(
             vocabulary=vocabulary,
             dtype=dtype,
-            tokens={part: _count(raw, "tokens", part) for part in PARTS},
-            validation_bytes=_count(raw, "bytes", "validation"),
+            tokens={part: _count(raw, "tokens", part) for part in parts},
+            bytes={part: _count(raw, "bytes", part) for part in parts[1:]},
             shards=shards,
+            sha256=_digests(raw, shards),
+            tokenizer=tokenizer,
+            end_of_text=end,
         )
+
+
+def numbered(dtype: str) -> int:
+    """How many tokens a dtype of shards tells apart."""
+    return int(np.iinfo(DTYPES[dtype]).max) + 1
+
+
+def _names(raw: Any, part: str) -> list[str]:
+    if not PART_NAME.fullmatch(part):
+        raise ShardError(f"{HEADER} has a part {part!r}; name it with up to 40 letters, digits and _, a letter first")
+    names = _field(raw, "shards", part)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ShardError(f"{HEADER} has shards.{part}={names!r}, which is not a list of file names")
+    return names
+
+
+def _digests(raw: Any, shards: Mapping[str, Sequence[str]]) -> dict[str, list[str]] | None:
+    if raw.get("sha256") is None:
+        return None
+    digests = {part: _field(raw, "sha256", part) for part in shards}
+    for part, names in shards.items():
+        if not isinstance(digests[part], list) or len(digests[part]) != len(names):
+            raise ShardError(f"{HEADER} has not one sha256.{part} for each of shards.{part}")
+    return digests
 
 
 def _field(raw: Any, *path: str) -> Any:
@@ -184,7 +244,7 @@ class Tokens:
 
 
 def open_shards(folder: Path, header: Header) -> dict[str, Tokens]:
-    """Both parts, their sizes checked; shards are mapped when first read.
+    """Every part, its sizes checked; shards are mapped when first read.
 
     Raises
     ------
@@ -193,9 +253,9 @@ def open_shards(folder: Path, header: Header) -> dict[str, Tokens]:
     """
     parts = {}
     item = np.dtype(DTYPES[header.dtype]).itemsize
-    for part in PARTS:
+    for part, names in header.shards.items():
         shards = []
-        for path in (folder / name for name in header.shards[part]):
+        for path in (folder / name for name in names):
             try:
                 size = path.stat().st_size
             except OSError as error:
@@ -218,9 +278,10 @@ def fingerprint(folder: Path, header: Header) -> str:
     ShardError
         If a shard cannot be read.
     """
-    known = header.to_dict() | {"shards": None}
+    named = ("tokenizer", "end_of_text")
+    known = {name: value for name, value in header.to_dict().items() if name not in named} | {"shards": None}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
-    for part in PARTS:
+    for part in (TRAIN, *header.validation_sets):
         for name in header.shards[part]:
             try:
                 size, edges = _edges(folder / name)
@@ -247,7 +308,7 @@ def check_tokens(header: Header, parts: Mapping[str, Tokens], progress: Callable
     ShardError
         If one is outside the vocabulary.
     """
-    if header.vocabulary == int(np.iinfo(DTYPES[header.dtype]).max) + 1:
+    if header.vocabulary == numbered(header.dtype):
         return
     total, seen = sum(len(tokens) for tokens in parts.values()), 0
     for part, tokens in parts.items():
@@ -262,3 +323,26 @@ def check_tokens(header: Header, parts: Mapping[str, Tokens], progress: Callable
                 )
             seen += len(chunk)
             progress("checking tokens", seen / total)
+
+
+def check_digests(folder: Path, header: Header, progress: Callable[[str, float], None]) -> None:
+    """Compare the SHA-256 of every shard with the header's, where it has them.
+
+    Raises
+    ------
+    ShardError
+        If a shard holds other bytes.
+    """
+    if header.sha256 is None:
+        return
+    parts = header.shards.items()
+    pairs = [pair for part, names in parts for pair in zip(names, header.sha256[part], strict=True)]
+    for number, (name, wanted) in enumerate(pairs):
+        try:
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ShardError(f"the shard {name} cannot be read ({error.strerror})") from error
+        if found != wanted:
+            raise ShardError(f"the shard {name} does not hold the bytes that {HEADER} has the SHA-256 of")
+        progress("comparing digests", (number + 1) / len(pairs))

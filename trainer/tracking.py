@@ -128,6 +128,10 @@ def summary_of(record: Mapping[str, Any]) -> dict[str, Any]:
     Its tokens are ``final_tokens``, as ``tokens`` is the metrics' axis.
     """
     told = {name: record[name] for name in ("verdict", "loss", "bits_per_byte", "unique_tokens", "flags")}
+    sets = record["validation_sets"]
+    if len(sets) > 1:
+        told |= {f"val_loss_{name}": measured["loss"] for name, measured in sets.items()}
+        told |= {f"bits_per_byte_{name}": measured["bits_per_byte"] for name, measured in sets.items()}
     return told | {"final_tokens": record["tokens"]}
 
 

@@ -91,7 +91,7 @@ def make(
         vocabulary=VOCABULARY,
         dtype="uint8",
         tokens=counts,
-        validation_bytes=VALIDATION_TOKENS,
+        bytes={"validation": VALIDATION_TOKENS},
         shards={part: [f"{part}.bin"] for part in counts},
     )
     return header, {"entropy_floor_nats_per_token": entropy_floor()}

@@ -118,7 +118,7 @@ def _jsonl(data: bytes, where: str) -> tuple[pd.DataFrame, list[Exclusion]]:
 
 
 def _parquet(data: bytes) -> pd.DataFrame:
-    from pyarrow import BufferReader, parquet  # type: ignore[import-untyped]
+    from pyarrow import BufferReader, parquet
 
     table = parquet.read_table(BufferReader(data))
     while any(str(field.type).startswith("struct") for field in table.schema):

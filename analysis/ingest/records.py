@@ -33,19 +33,28 @@ class RunRows:
     excluded: Sequence[Exclusion] = ()
 
 
-def run_points(config: RunConfig, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A run's final records, by point id, as rows of the points schema."""
-    return [_point(_completed(config, record)) for record in records.values()]
+def run_points(
+    config: RunConfig, records: Mapping[str, Mapping[str, Any]], validation: str | None = None
+) -> list[dict[str, Any]]:
+    """A run's final records, by point id, as rows of the points schema.
+
+    Parameters
+    ----------
+    validation
+        The validation set whose loss counts; None for the corpus's first.
+    """
+    return [_point(_completed(config, record), validation) for record in records.values()]
 
 
-def run_curve(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> Floats:
+def run_curve(config: RunConfig, rows: Sequence[Mapping[str, Any]], val_loss: str = "val_loss") -> Floats:
     """A run's valid metrics rows as (len(MEASURES), rows), those without any loss left out; NaN for what is not known.
 
-    ``progress`` is counted from the tokens and those of the recipe.
+    ``progress`` is counted from the tokens and those of the recipe; ``val_loss`` is the key of the validation loss.
     """
     if not rows:
         return NO_CURVE
-    curve = np.array([numbers([row.get(name) for row in rows]) for name in MEASURES])
+    keys = [val_loss if name == "val_loss" else name for name in MEASURES]
+    curve = np.array([numbers([row.get(key) for row in rows]) for key in keys])
     curve[MEASURES.index("progress")] = curve[MEASURES.index("tokens")] / config.recipe.tokens
     curve[~np.isfinite(curve)] = np.nan  # W&B keeps infinities, the run folder does not
     return curve[:, ~np.isnan(curve[LOSSES]).all(axis=0)]
@@ -89,9 +98,21 @@ def _completed(config: RunConfig, record: Mapping[str, Any]) -> dict[str, Any]:
     return final_record(config, point_id=point, tokens=tokens, loss=record.get("loss"), verdict=verdict) | dict(record)
 
 
-def _point(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A final record as a row: the axes become columns of their own, flags one text."""
+def validation_sets(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """What a final record says of each of its corpus's validation sets, the one of ``loss`` first."""
+    sets = record.get("validation_sets")
+    return {str(name): each for name, each in sets.items() if isinstance(each, dict)} if isinstance(sets, dict) else {}
+
+
+def _point(record: Mapping[str, Any], validation: str | None) -> dict[str, Any]:
+    """A final record as a row: axes and the losses of several validation sets become columns, flags one text."""
     row = {name: record[name] for name in POINT_COLUMNS if name in record}
+    sets = validation_sets(record)
+    if len(sets) > 1:
+        row |= {f"val_loss_{name}": measured.get("loss") for name, measured in sorted(sets.items())}
+        row |= {f"bits_per_byte_{name}": measured.get("bits_per_byte") for name, measured in sorted(sets.items())}
+    if validation is not None:
+        row |= {name: sets.get(validation, {}).get(name) for name in ("loss", "bits_per_byte")}
     row["flags"] = ";".join(map(str, record.get("flags") or ()))
     axes = record.get("axes")
     return row | {f"{AXIS}{key}": _scalar(value) for key, value in (axes if isinstance(axes, dict) else {}).items()}

@@ -110,10 +110,19 @@ def _final(config: RunConfig, summary: Mapping[str, Any]) -> Iterator[tuple[str,
         verdict=verdict,
         bits_per_byte=summary.get("bits_per_byte"),
         unique_tokens=summary.get("unique_tokens"),
+        validation_sets=dict(_sets(summary)),
         flags=summary.get("flags") or (),
     )
     if flaw(record, config.run_id) is None:
         yield config.run_id, record
+
+
+def _sets(summary: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+    """What the summary tells of each of several validation sets."""
+    for key, bits in summary.items():
+        name = key.removeprefix("bits_per_byte_")
+        if name != key and f"val_loss_{name}" in summary:
+            yield name, {"loss": summary[f"val_loss_{name}"], "bits_per_byte": bits}
 
 
 def _foreign(runs: Sequence[LoggedRun], columns: Mapping[str, str] | None, fill: Fill, source: str) -> Tables:

@@ -1,0 +1,1 @@
+"""From text to token shards: inputs, documents, vocabularies, and the processes that encode."""
