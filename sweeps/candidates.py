@@ -219,5 +219,5 @@ def _sizes(config: Config, shapes: Sequence[Shape], prior: Prior) -> list[Shape]
     for size in np.geomspace(low, high, count):
         near = np.flatnonzero(np.abs(logs - math.log(size)) <= math.log(SIZE_STEP) / 2 + 1e-9)
         if len(near):  # where the ladder is thin, there are fewer sizes
-            chosen.setdefault(pick([shapes[i] for i in near], [size], config.model)[0])
+            chosen.setdefault(pick([shapes[int(i)] for i in near], [size], config.model)[0])
     return list(chosen)

@@ -279,6 +279,8 @@ class Config:
     """status, cancel, train: one point, by id or the beginning of one."""
     watch: bool = False
     """status: refresh until every point has ended."""
+    report: bool = False
+    """plan: write plan.html with pictures of the points and of what they tell; implies forecast=true."""
     write: bool = False
     """suggest: add the points to the sweep."""
 

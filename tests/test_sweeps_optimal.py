@@ -12,9 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from analysis_designs import COST, LAW
 from conftest import Answer
 from sweep_runs import ISOFLOP, Command, finals, smoke, until
 
+from analysis.config import Quantity
+from analysis.planning.compare import compared
+from analysis.planning.information import Target
 from sweeps.paths import SweepFolder
 
 FAR = ("sweep.design=optimal", "sweep.target.flops=5.76e23")
@@ -107,7 +111,7 @@ def test_a_mix_of_targets_and_a_loss(plan: Callable[..., Answer]) -> None:
     ("settings", "sentence"),
     [
         (FAR, "sweep.limit has flops=None and device_hours=None; an optimal design needs one"),
-        ((*FAR, "sweep.limit.flops=1e17"), "The cost limit of 1e+17 pays for no run: the cheapest candidate costs 6"),
+        ((*FAR, "sweep.limit.flops=1e17"), "The cost limit of 1e+17 pays for no run: the cheapest candidate costs 5.9"),
         ((*TENTH, "sweep.allowed.tokens=[1e13,2e13]"), "leave 0 of"),
         ((*TENTH, "sweep.allowed.params=[2,1]"), "must be two numbers, the smaller one first"),
         ((*TENTH, "sweep.excluded=[7]"), "sweep.excluded holds 7"),
@@ -221,3 +225,31 @@ def _n_star(flops: float) -> float:
     n = np.geomspace(1e5, 1e8, 20001)
     loss = 1.69337 + 406.401 / n**0.33917 + 410.7227 / (flops / cost.flops_per_token(n)) ** 0.28491
     return float(n[np.argmin(loss)])
+
+
+def test_the_report_shows_points_and_what_designs_give(plan: Callable[..., Answer], tmp_path: Path) -> None:
+    said = plan(*TENTH, "report=true", "forecast.replicates=100", form="table")
+    assert said.code == 0 and "plan.html" in said.err
+    page = (tmp_path / "chinchilla" / "plan.html").read_text()
+    for text in (
+        "Points in the (N, D) plane",
+        "reserved to test the form",
+        "N*(C) of the prior",
+        "Precision against cost",
+        "classic: 9 budgets, 4 to 16 sizes each",
+        "optimal within 10 times the best size",
+        "Prior: law hoffmann",
+        "If the form of the law failed, N* at 5.76e23 FLOPs would be known to: curvature_n",
+    ):
+        assert text in page, text
+    assert "http://" not in page.replace("http://www.w3.org", "").split("<script>")[0], "nothing is loaded"
+
+
+def test_optimal_designs_beat_the_classic_one() -> None:
+    target = Target(quantity=Quantity.n_opt, flops=5.76e23)
+    classic, narrow, wide = compared(LAW[None], target, 0.005, COST, (6e18, 3e21))
+    whole = classic.errors[2]
+    assert whole == pytest.approx(0.058, abs=2e-3) and (np.diff(classic.errors) < 0).all()
+    assert np.interp(0.2 * classic.flops[2], narrow.flops, narrow.errors) < whole * 1.02
+    assert np.interp(0.08 * classic.flops[2], wide.flops, wide.errors) < whole
+    assert (wide.errors < narrow.errors).all()
