@@ -145,12 +145,12 @@ class SweepConfig:
     points: str | None = None
     """points: a CSV with columns params (non-embedding) and tokens, or layers, d_model and tokens."""
     target: TargetConfig = field(default_factory=TargetConfig)
-    """optimal: what is to be known,"""
+    """optimal: what is to be known."""
     limit: CostConfig = field(default_factory=CostConfig)
-    """at what cost,"""
+    """optimal: what the sweep may cost."""
     allowed: AllowedConfig = field(default_factory=AllowedConfig)
-    """by which runs; budgets, horizons and sizes, where they are listed, say which there are to choose from, and seeds
-    how often a point may be trained."""
+    """optimal: by which runs. Budgets, horizons and sizes, where they are listed, say which there are to choose from;
+    seeds, how often a point may be trained."""
     pinned: list[Any] = field(default_factory=list)
     """optimal: points it must have, each {params: non-embedding, tokens: D}, wherever they lie."""
     excluded: list[Any] = field(default_factory=list)
