@@ -76,7 +76,7 @@ def fit_tables(tables: Tables, config: FitConfig, group: Mapping[str, str] | Non
         points=points,
         excluded=cleaned.excluded,
         backtest=test,
-        warnings=warnings(fits, points, test),
+        warnings=warnings(fits, points, test, config.resample),
         compared=_compared(primary, law, curves, config) if config.compare else {},
         repeated=_repeated(
             Study(usable.points, decayed, config).rows(params, flops), usable.points, primary.cost, config

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from analysis.config import Valley
+from analysis.config import Resample, Valley
 from analysis.fitting.values import Refused, Rows
 from analysis.ingest.tables import AXIS
 from analysis.result import Approach, Backtest, ConventionFit, Envelope, Isoflop, Parametric
@@ -23,9 +23,17 @@ MOVED = 0.03  # of an exponent
 LOST = 0.05  # of the replicates
 
 
-def warnings(fits: tuple[ConventionFit, ...], points: pd.DataFrame, backtest: Backtest | Refused) -> tuple[str, ...]:
+def warnings(
+    fits: tuple[ConventionFit, ...], points: pd.DataFrame, backtest: Backtest | Refused, resample: Resample
+) -> tuple[str, ...]:
     """Everything worth a warning about the fits (the primary one first) and the rows they rest on."""
-    return (*_rows(fits[0].rows, points), *_approaches(fits[0]), *_conventions(fits), *_backtest(backtest))
+    return (
+        *_rows(fits[0].rows, points),
+        *_trunks(fits[0].rows, resample),
+        *_approaches(fits[0]),
+        *_conventions(fits),
+        *_backtest(backtest),
+    )
 
 
 def _rows(rows: Rows, points: pd.DataFrame) -> Iterator[str]:
@@ -48,6 +56,15 @@ def _rows(rows: Rows, points: pd.DataFrame) -> Iterator[str]:
     flags = Counter(flag for text in points["flags"] for flag in str(text).split(";") if flag)
     for flag, count in flags.items():
         yield f"{count} of {len(rows)} points carry the flag {flag}."
+
+
+def _trunks(rows: Rows, resample: Resample) -> Iterator[str]:
+    clusters = len(set(rows.cluster_id))
+    if clusters < len(rows) and resample is not Resample.clusters:
+        yield (
+            f"The {len(rows)} points come from {clusters} trunks, and points of one trunk scatter together; "
+            "fit.resample=clusters draws whole trunks."
+        )
 
 
 def _approaches(fit: ConventionFit) -> Iterator[str]:

@@ -120,10 +120,7 @@ def _why(seen: Seen | None) -> str | None:
 
 def _ends(folder: SweepFolder, jobs: Mapping[Path, Job], dead: Sequence[Task], scheduler: Scheduler) -> dict[str, End]:
     """How dead tasks with unfinished runs ended: as the queue remembers it, else accounting, else their logs."""
-    unfinished = {
-        (task.job, task.index): [run for run in task.runs if not (folder.run(run).path / "points.jsonl").exists()]
-        for task in dead
-    }
+    unfinished = {(task.job, task.index): [run for run in task.runs if not folder.run(run).ended()] for task in dead}
     forgotten = {
         queue_name(task.job): number
         for task in dead

@@ -18,6 +18,7 @@ from sweeps.forecast import cost_of
 from sweeps.ladder import pick
 from sweeps.prior import Prior
 from sweeps.recipes import make_recipe, make_runtime
+from trainer.config import Decay
 from trainer.corpus import CorpusFacts
 from trainer.errors import UserError
 from trainer.recipe import Recipe
@@ -37,9 +38,11 @@ class Pool:
 
     targets: Sequence[Target]
     recipes: Sequence[Recipe]
-    """Of the sweep's first seed."""
+    """Of the sweep's first seed, each a run of its own."""
     hours: Floats
     memory_gb: Floats
+    trunks: bool
+    """Whether points of one shape share a run up to their cooldowns."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -52,7 +55,14 @@ class Pool:
         """As the design takes them, N counted as ``params``."""
         rows = [(recipe.model.params(params), recipe.tokens, recipe.flops()) for recipe in self.recipes]
         n, d, c = np.array(rows, dtype=np.float64).reshape(-1, 3).T.copy()
-        return Candidates(params=n, tokens=d, flops=c, price=self.hours if by_hours else c)
+        price = self.hours if by_hours else c
+        if not self.trunks:
+            return Candidates(params=n, tokens=d, flops=c, price=price)
+        share = np.array([recipe.schedule.cooldown_steps / recipe.steps for recipe in self.recipes])
+        numbers: dict[Shape, int] = {}
+        group = np.array([numbers.setdefault(recipe.model, len(numbers)) for recipe in self.recipes], dtype=np.int64)
+        own, shared = share * price, (1 - share) * price
+        return Candidates(params=n, tokens=d, flops=c, price=own, trunk=shared, group=group)
 
 
 def flops_limit(config: Config) -> float:
@@ -102,7 +112,7 @@ def pool_of(config: Config, wanted: Sequence[Target], corpus: CorpusFacts, throu
     seed = config.sweep.seeds[0] if config.sweep.seeds else 0
     speeds: dict[Shape, float] = {}
     for target in wanted:
-        recipe = make_recipe(config, target, seed, corpus.id)
+        recipe = make_recipe(config, target.shape, [target.tokens], seed, corpus.id)
         off = 0.0 if target.budget is None else abs(recipe.flops() / target.budget - 1)
         if (
             recipe.steps < config.optim.min_steps
@@ -117,7 +127,8 @@ def pool_of(config: Config, wanted: Sequence[Target], corpus: CorpusFacts, throu
         memory = step_memory(recipe, run.runtime.micro_batch or recipe.sequences, run.runtime.device) / 1e9
         kept.setdefault(recipe.run_id, (target, recipe, total_seconds(run, speeds[shape]) / 3600, memory))
     targets, recipes, hours, memory_gb = zip(*kept.values(), strict=True) if kept else ((), (), (), ())
-    return Pool(targets=targets, recipes=recipes, hours=np.array(hours), memory_gb=np.array(memory_gb))
+    trunks = config.schedule.decay is Decay.wsd and config.schedule.trunks
+    return Pool(targets=targets, recipes=recipes, hours=np.array(hours), memory_gb=np.array(memory_gb), trunks=trunks)
 
 
 def allowed(config: Config, pool: Pool) -> Bools:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from sweeps.config import Config
@@ -62,15 +62,11 @@ class Chosen:
 
     @property
     def points(self) -> list[ChosenPoint]:
-        """Of all batches; seeds that a later batch adds to a point are added to it."""
-        found: dict[tuple[int, int, float], ChosenPoint] = {}
-        for point in (point for batch in self.batches for point in batch.points):
-            known = found.get(point.place)
-            found[point.place] = point if known is None else replace(known, seeds=(*known.seeds, *point.seeds))
-        return list(found.values())
+        """Of all batches."""
+        return [point for batch in self.batches for point in batch.points]
 
-    def targets(self, shapes: Sequence[Shape]) -> list[Target]:
-        """As the planner takes them, by rising size and tokens.
+    def targets(self, shapes: Sequence[Shape]) -> list[list[Target]]:
+        """As the planner takes them: batch by batch, each by rising size and tokens.
 
         Raises
         ------
@@ -79,14 +75,16 @@ class Chosen:
         """
         known = {(shape.layers, shape.d_model): shape for shape in shapes}
         out = []
-        for point in sorted(self.points, key=lambda each: each.place):
-            shape = known.get((point.layers, point.d_model))
-            if shape is None:
-                raise UserError(
-                    f"design.json: layers={point.layers}, d_model={point.d_model} is off the shape ladder; give model= "
-                    "back what it was, or choose another sweep.name."
-                )
-            out.append(Target(shape, point.tokens, point.budget, point.seeds))
+        for batch in self.batches:
+            out.append([])
+            for point in sorted(batch.points, key=lambda each: each.place):
+                shape = known.get((point.layers, point.d_model))
+                if shape is None:
+                    raise UserError(
+                        f"design.json: layers={point.layers}, d_model={point.d_model} is off the shape ladder; give "
+                        "model= back what it was, or choose another sweep.name."
+                    )
+                out[-1].append(Target(shape, point.tokens, point.budget, point.seeds))
         return out
 
     def to_dict(self) -> dict[str, Any]:

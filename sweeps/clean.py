@@ -47,8 +47,7 @@ def _body(raw: DictConfig) -> int:
     folder = SweepFolder.of(config.root, config.sweep.name)
     freed = runs = 0
     for run in folder.runs():
-        records = run.points().values()
-        if not records or any(record["verdict"] not in (DONE, DIVERGED) for record in records):
+        if not run.ended() or any(record["verdict"] not in (DONE, DIVERGED) for record in run.points().values()):
             continue
         with Lock(run.path) as lock:
             if lock is not None:

@@ -28,7 +28,8 @@ class Throughput:
         seen = []
         for run in folder.runs():
             attempts = run.attempts()
-            if len(attempts) != 1 or not any(record["verdict"] == DONE for record in run.points().values()):
+            records = run.points().values()
+            if len(attempts) != 1 or not any(record["verdict"] == DONE for record in records) or not run.ended():
                 continue
             seconds = attempts[0].get("end", math.nan) - attempts[0].get("start", math.nan)
             try:
@@ -48,10 +49,10 @@ class Throughput:
 
 
 def total_flops(run: RunConfig) -> float:
-    """Training FLOPs plus those of the validations."""
+    """Training FLOPs, a trunk's once, plus those of the validations."""
     recipe = run.recipe
     tokens = recipe.data.eval_windows * recipe.model.sequence * len(run.runtime.eval_steps)
-    return recipe.flops() + recipe.model.flops(tokens) / BACKWARD_AND_FORWARD
+    return recipe.flops_spent + recipe.model.flops(tokens) / BACKWARD_AND_FORWARD
 
 
 def total_seconds(run: RunConfig, flops_per_second: float) -> float:

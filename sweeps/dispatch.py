@@ -11,7 +11,7 @@ from sweeps.backlog import Backlog
 from sweeps.config import Config
 from sweeps.jobs import SLURM
 from sweeps.paths import SweepFolder
-from sweeps.points import PlannedPoint
+from sweeps.points import PlannedPoint, run_hours
 from sweeps.resources import Array, RunCost, Site, arrays
 from sweeps.sbatch import submit_arrays
 from sweeps.site import check_arrays, find_site
@@ -48,11 +48,10 @@ class Dispatch:
         site = find_site(config, folder.root)
         if site.max_tasks is not None:
             site = replace(site, max_tasks=site.max_tasks - len(queued))
+        hours = run_hours(missing)
         costs = {
-            point.run.run_id: RunCost(
-                run_id=point.run.run_id, devices=point.devices, hours=point.hours, memory_gb=point.memory_gb
-            )
-            for point in missing
+            run: RunCost(run_id=run, devices=point.devices, hours=hours[run], memory_gb=point.memory_gb)
+            for run, point in {point.run.run_id: point for point in missing}.items()
         }
         check_arrays(arrays(list(costs.values()), site), site)
         used = 0

@@ -48,7 +48,7 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
     Returns
     -------
     str
-        The first point's verdict, or ``stopped: <reason>``.
+        The last point's verdict, or ``stopped: <reason>``.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
         if stopped is None and not points and process.returncode:
             stopped = _late_reason(should_stop)
         if all(point_id in points for point_id in config.recipe.point_ids):
-            why = str(points[config.recipe.point_ids[0]]["verdict"])
+            why = str(points[config.recipe.point_ids[-1]]["verdict"])
         elif stopped is not None:
             why = f"stopped: {stopped}"
         else:

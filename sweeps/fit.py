@@ -59,9 +59,9 @@ def sweep_tables(folder: SweepFolder, validation: str | None) -> Tables:
     UserError
         If the sweep has no plan, or no run, or none that measured the validation set.
     """
-    planned = {row["run_id"] for row in read_plan(folder)["points"]}
+    planned = {row["point_id"] for row in read_plan(folder)["points"]}
     tables = read_runs(folder.root, [folder.name], validation)
-    kept = tables.points["run_id"].isin(planned)
+    kept = tables.points["point_id"].isin(planned)
     left = tuple(
         Exclusion(row=point, reason="its point has left the sweep's config")
         for point in tables.points.loc[~kept, "point_id"]
@@ -69,7 +69,7 @@ def sweep_tables(folder: SweepFolder, validation: str | None) -> Tables:
     return replace(
         tables,
         points=tables.points[kept],
-        curves=tables.curves[tables.curves["run_id"].isin(planned)],
+        curves=tables.curves[tables.curves["run_id"].isin(tables.points.loc[kept, "run_id"])],
         excluded=tables.excluded + left,
     )
 

@@ -87,6 +87,7 @@ def foretell(config: Config, plan: Plan, folder: SweepFolder) -> Outlook:
         cost=fit_cost(params, tokens, flops),
         config=replace(config.fit, replicates=config.forecast.replicates, seed=config.forecast.seed),
         curve=_curves(config, points),
+        spent=np.array([point.flops_spent for point in points]),
     )
     hours = np.array([point.hours for point in points])
     return Outlook(
@@ -102,7 +103,9 @@ def foretell(config: Config, plan: Plan, folder: SweepFolder) -> Outlook:
 def columns(points: Sequence[PlannedPoint], count: ParamCount) -> tuple[Floats, Floats, Floats]:
     """N, D and C of planned points."""
     rows = [
-        (point.run.recipe.model.params(count), point.run.recipe.tokens, point.run.recipe.flops()) for point in points
+        (shape.params(count), point.horizon.tokens, shape.flops(point.horizon.tokens))
+        for point in points
+        for shape in [point.run.recipe.model]
     ]
     params, tokens, flops = np.array(rows, dtype=np.float64).T.copy()
     return params, tokens, flops
@@ -115,9 +118,11 @@ def cost_of(shapes: Sequence[Shape], count: ParamCount) -> Cost:
 
 
 def _curves(config: Config, points: Sequence[PlannedPoint]) -> Ints | None:
-    """Which points are horizons of one size: of one trunk, or of a design of horizons."""
-    if config.sweep.design is not Design.horizons:
+    """Which points are horizons of one trunk, or of one size in a design of horizons."""
+    by_size = config.sweep.design is Design.horizons
+    if not by_size and not any(point.run.recipe.branches for point in points):
         return None
-    known: dict[tuple[Shape, int], int] = {}
-    keys = [(point.run.recipe.model, point.run.recipe.seed) for point in points]
+    known: dict[object, int] = {}
+    recipes = [point.run.recipe for point in points]
+    keys = [(recipe.model, recipe.seed) if by_size else recipe.run_id for recipe in recipes]
     return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.int64)

@@ -21,17 +21,19 @@ from analysis.planning.optimal import Design as Solution
 from sweeps.candidates import Pool, allowed, ends, find_pool, flops_limit, pinned, pool_of
 from sweeps.chosen import Batch, Chosen, ChosenPoint, read_chosen, settings_key, write_chosen
 from sweeps.config import Config, TargetConfig
-from sweeps.cost import Throughput
+from sweeps.cost import Throughput, total_seconds
 from sweeps.design import Target
 from sweeps.forecast import cost_of
 from sweeps.ladder import ladder
 from sweeps.paths import SweepFolder
 from sweeps.precision import precision_so_far
 from sweeps.prior import RESULTS, Prior, find_noise, find_prior, prior_of_results
+from sweeps.recipes import make_runtime
 from sweeps.results import read_results
+from sweeps.trunks import Runs, grouped, horizon_of
 from trainer.corpus import CorpusFacts
 from trainer.errors import UserError
-from trainer.runfolder import DONE
+from trainer.runfolder import DONE, RunConfig
 from trainer.shape import ParamCount, Shape
 
 FIRST = 0.1
@@ -115,9 +117,8 @@ def next_batch(bench: Workbench, chosen: Chosen) -> Batch:
     aims = tuple(aims_of(config.sweep.target))
     prior, noise = _prior(bench), find_noise(config, bench.folder)
     pool = find_pool(config, bench.shapes, bench.corpus, prior, bench.throughput)
-    earlier = _pool(bench, chosen)
-    used = [len(point.seeds) for point in chosen.points]
-    spent = float(earlier.candidates(prior.params, by_hours=bench.by_hours).price @ used) if used else 0.0
+    runs = _runs(bench, chosen)
+    spent = _cost(bench, runs)
     by_hand = [] if chosen.batches else pinned(config, bench.shapes)
     everything = pool_of(config, [*pool.targets, *by_hand], bench.corpus, bench.throughput)
     if not len(everything):
@@ -127,13 +128,14 @@ def next_batch(bench: Workbench, chosen: Chosen) -> Batch:
         )
     candidates = everything.candidates(prior.params, by_hours=bench.by_hours)
     names = everything.ids()
-    taken = set(earlier.ids())
+    there = [target for batch in chosen.targets(bench.shapes) for target in batch]
+    taken = set(pool_of(config, there, bench.corpus, bench.throughput).ids())
     least = np.zeros(len(everything), dtype=np.int64)
     for name in pool_of(config, by_hand, bench.corpus, bench.throughput).ids():
         least[names.index(name)] = 1
     out = ~allowed(config, everything) | np.array([name in taken for name in names])
     cost = cost_of(bench.shapes, prior.params)
-    ask = _Question(bench, aims, prior, noise, candidates, cost, out, least, _informing(bench, chosen, prior.params))
+    ask = _Question(bench, aims, prior, noise, candidates, cost, out, least, _informing(bench, runs, prior.params))
     limit = batch_limit(bench, spent)
     solution = ask.answer(limit - spent, spent=spent, first=not chosen.batches)
     if solution is None:
@@ -300,20 +302,35 @@ def _told(bench: Workbench, prior: Prior) -> str:
     return f"their own law, with N* {best:.3g} at {flops:g} FLOPs"
 
 
-def _pool(bench: Workbench, chosen: Chosen) -> Pool:
-    return pool_of(bench.config, chosen.targets(bench.shapes), bench.corpus, bench.throughput)
+def _runs(bench: Workbench, chosen: Chosen) -> Runs:
+    """The run that gives each chosen point, by target and seed."""
+    runs: Runs = {}
+    for batch in chosen.targets(bench.shapes):
+        runs |= grouped(bench.config, batch, bench.corpus.id)[0]
+    return runs
 
 
-def _informing(bench: Workbench, chosen: Chosen, count: ParamCount) -> tuple[Floats, Floats] | None:
+def _cost(bench: Workbench, runs: Runs) -> float:
+    """What runs cost in the limit's unit, each once."""
+    recipes = {recipe.run_id: recipe for recipe, _ in runs.values()}.values()
+    if not bench.by_hours:
+        return float(sum(recipe.flops_spent for recipe in recipes))
+    device, name = bench.config.device, bench.config.sweep.name
+    return sum(
+        total_seconds(RunConfig(sweep=name, recipe=recipe, runtime=make_runtime(bench.config, recipe)),
+                      bench.throughput.at(recipe.model, device)) / 3600
+        for recipe in recipes
+    )  # fmt: skip
+
+
+def _informing(bench: Workbench, runs: Runs, count: ParamCount) -> tuple[Floats, Floats] | None:
     """N and D of what is chosen already, done or on its way, once for each seed; what failed or diverged tells none."""
     rows = []
-    for target in chosen.targets(bench.shapes):
-        for seed in target.seeds or ():
-            seeded = replace(bench.config, sweep=replace(bench.config.sweep, seeds=[seed]))
-            for recipe in pool_of(seeded, [target], bench.corpus, bench.throughput).recipes:
-                verdicts = [record["verdict"] for record in bench.folder.run(recipe.run_id).points().values()]
-                if all(verdict == DONE for verdict in verdicts):
-                    rows.append((recipe.model.params(count), recipe.tokens))
+    for (target, _), (recipe, _) in runs.items():
+        horizon = horizon_of(recipe, target)
+        record = bench.folder.run(recipe.run_id).points().get(horizon.point_id)
+        if record is None or record["verdict"] == DONE:
+            rows.append((recipe.model.params(count), horizon.tokens))
     if not rows:
         return None
     n, d = np.array(rows, dtype=np.float64).T.copy()
@@ -321,24 +338,23 @@ def _informing(bench: Workbench, chosen: Chosen, count: ParamCount) -> tuple[Flo
 
 
 def _begun(bench: Workbench, there: Chosen | None) -> tuple[Batch, ...]:
-    """Of what was chosen by other settings, the points that have begun: they stay."""
-    if there is None:
-        return ()
-    kept = []
-    for point in there.points:
-        try:
-            targets = Chosen(key="", batches=[Batch(points=[point], facts={})]).targets(bench.shapes)
-        except UserError:
-            continue
-        begun = []
-        for seed in point.seeds:
-            seeded = replace(bench.config, sweep=replace(bench.config.sweep, seeds=[seed]))
-            recipes = pool_of(seeded, targets, bench.corpus, bench.throughput).recipes
-            if any(bench.folder.run(recipe.run_id).config_path.exists() for recipe in recipes):
-                begun.append(seed)
-        if begun:
-            kept.append(replace(point, seeds=tuple(begun)))
-    return (Batch(points=kept, facts={"kept": len(kept)}),) if kept else ()
+    """Of what was chosen by other settings, the points of runs that have begun: they stay, each in its batch."""
+    out = []
+    for batch in there.batches if there is not None else ():
+        known = {(shape.layers, shape.d_model) for shape in bench.shapes}
+        points = [point for point in batch.points if (point.layers, point.d_model) in known]
+        begun: dict[tuple[int, int, float], list[int]] = {}
+        alone = Chosen(key="", batches=[Batch(points=points, facts={})])
+        wide = replace(bench.config.sweep, seeds=sorted({seed for point in points for seed in point.seeds}) or [0])
+        for (target, seed), (recipe, _) in _runs(
+            replace(bench, config=replace(bench.config, sweep=wide)), alone
+        ).items():
+            if bench.folder.run(recipe.run_id).config_path.exists():
+                begun.setdefault((target.shape.layers, target.shape.d_model, target.tokens), []).append(seed)
+        kept = [replace(point, seeds=tuple(begun[point.place])) for point in points if point.place in begun]
+        if kept:
+            out.append(Batch(points=kept, facts={"kept": len(kept)}))
+    return tuple(out)
 
 
 def _batch(bench: Workbench, ask: _Question, pool: Pool, solution: Solution, spent: float) -> Batch:

@@ -37,7 +37,7 @@ def write_pictures(config: Config, plan: Plan, outlook: Outlook, folder: SweepFo
     laws, noise = outlook.prior.laws, outlook.noise.value
     few = laws[np.unique(np.linspace(0, len(laws) - 1, FEW_LAWS).astype(int))]
     own = float(standard_errors(params, tokens, few, (target,), noise, cost)[0])
-    curves = [Curve("this plan", np.array([flops.sum()]), np.array([own]))]
+    curves = [Curve("this plan", np.array([sum(point.flops_spent for point in points)]), np.array([own]))]
     with progress_line() as report:
         curves += list(compared(laws, target, noise, cost, _reach(config, flops), report))
     picture = PlanPicture(
@@ -81,10 +81,8 @@ def _roles(plan: Plan, points: Sequence[PlannedPoint]) -> list[str]:
         for batch in plan.design["batches"]
         for at in batch["points"]
     }
-    return [
-        known.get((r.model.layers, r.model.d_model, round(np.log(r.tokens), 2)), "optimal")
-        for r in (point.run.recipe for point in points)
-    ]
+    places = [(at.run.recipe.model.layers, at.run.recipe.model.d_model, at.horizon.tokens) for at in points]
+    return [known.get((layers, width, round(np.log(tokens), 2)), "optimal") for layers, width, tokens in places]
 
 
 def _is_done(folder: SweepFolder, point: PlannedPoint) -> bool:

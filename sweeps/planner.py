@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from analysis.laws.law import find_law, law_from_config
+from analysis.laws.law import Law, find_law, law_from_config
 from sweeps.app import config_dirs, typed
 from sweeps.axes import expand
 from sweeps.config import Config, Design
@@ -20,11 +20,13 @@ from sweeps.cost import Throughput, step_memory, total_seconds
 from sweeps.design import Target, targets
 from sweeps.paths import SweepFolder
 from sweeps.points import Plan, PlannedPoint
-from sweeps.recipes import check_rules, make_recipe, make_runtime, precision
+from sweeps.recipes import check_rules, make_runtime, precision
 from sweeps.render import progress_line
+from sweeps.trunks import Runs, budget_error, grouped, horizon_of, seeds
 from trainer.config import DataConfig, Precision, Source, plain
 from trainer.corpus import CorpusFacts, corpus_key, open_corpus, prepare_corpus, unspecified_corpus
 from trainer.errors import UserError
+from trainer.recipe import Horizon
 from trainer.runfolder import RunConfig
 
 
@@ -52,42 +54,33 @@ def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
         varied.model.dtype = pinned_dtype(varied, folder)
         corpus = pinned_corpus(varied.data, folder)
         law = None if varied.law.name is None else law_from_config(varied.law)
-        wanted, design = _wanted(varied, folder, corpus, throughput, after if design is None else None)
-        for target in wanted:
-            for seed in target.seeds or seeds(varied):
-                recipe = make_recipe(varied, target, seed, corpus.id)
-                _check_epochs(varied, recipe.tokens, corpus)
-                error = None if target.budget is None else recipe.flops() / target.budget - 1
-                reason = _refusal(varied, recipe.steps, error)
-                if reason is not None:
-                    refused.append(_refused_row(target, seed, axes, reason))
-                    continue
-                run = RunConfig(
-                    sweep=base.sweep.name,
-                    recipe=recipe,
-                    runtime=make_runtime(varied, recipe),
-                    budget=target.budget,
-                    axes=axes,
-                    provenance=provenance(),
+        batches, design = _wanted(varied, folder, corpus, throughput, after if design is None else None)
+        runs: Runs = {}
+        for batch in batches:  # points of several batches share no trunk: a run that has begun stays what it is
+            made, unfit = grouped(varied, batch, corpus.id)
+            runs |= made
+            refused += [_refused_row(target, seed, axes, reason) for target, seed, reason in unfit]
+        for target, seed in ((target, seed) for batch in batches for target in batch for seed in seeds(varied)):
+            if (target, seed) not in runs:
+                continue
+            recipe, asked = runs[target, seed]
+            _check_epochs(varied, recipe.tokens, corpus)
+            run = RunConfig(
+                sweep=base.sweep.name,
+                recipe=recipe,
+                runtime=make_runtime(varied, recipe),
+                budget=asked[recipe.steps],
+                budgets=tuple(asked[horizon.steps] for horizon in recipe.horizons) if recipe.branches else (),
+                axes=axes,
+                provenance=provenance(),
+            )
+            planned = _planned_point(varied, run, horizon_of(recipe, target), target, throughput, law)
+            if planned.point_id in points:
+                raise UserError(
+                    f"sweep: two points are the same run, {planned.point_id}; let every axis of sweep.axes "
+                    f"({', '.join(axes) or 'none'}) change what is trained, and name no point twice."
                 )
-                hours = total_seconds(run, throughput.at(recipe.model, varied.device)) / 3600
-                memory_gb = step_memory(recipe, run.runtime.micro_batch or recipe.sequences, run.runtime.device) / 1e9
-                planned = PlannedPoint(
-                    point_id=recipe.point_ids[0],
-                    run=run,
-                    budget_error=error,
-                    predicted_loss=law.loss(recipe.model.params(law.params), recipe.tokens) if law else None,
-                    hours=hours,
-                    price=hours * varied.device.price_per_hour,
-                    memory_gb=memory_gb,
-                    devices=math.ceil(memory_gb / varied.device.memory_gb),
-                )
-                if planned.point_id in points:
-                    raise UserError(
-                        f"sweep: two points are the same run, {planned.point_id}; let every axis of sweep.axes "
-                        f"({', '.join(axes) or 'none'}) change what is trained, and name no point twice."
-                    )
-                points[planned.point_id] = planned
+            points[planned.point_id] = planned
     if not points:
         first = refused[0]["reason"] if refused else "the design is empty"
         raise UserError(f"sweep={base.sweep.name}: no point is left of {len(refused)}; the first was refused: {first}")
@@ -96,12 +89,12 @@ def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
 
 def _wanted(
     config: Config, folder: SweepFolder, corpus: CorpusFacts, throughput: Throughput, after: int | None
-) -> tuple[list[Target], Mapping[str, Any] | None]:
-    """The design's points; with an optimal one, which is chosen now if it was not, also what it says of itself."""
+) -> tuple[list[list[Target]], Mapping[str, Any] | None]:
+    """The design's points, batch by batch; of an optimal one, chosen now if it was not, also what it says of itself."""
     if config.sweep.design is Design.optimal:
-        seeds(config)
         from sweeps.optimal import Workbench, choose  # here, because it takes scipy half a second
 
+        seeds(config)
         bench = Workbench.of(config, folder, corpus, throughput)
         chosen = choose(bench, after=after)
         return chosen.targets(bench.shapes), chosen.to_dict()
@@ -112,7 +105,27 @@ def _wanted(
         sequence=config.data.sequence,
         law=lambda name: find_law(name, config_dirs()),
     )
-    return wanted, None
+    return [wanted], None
+
+
+def _planned_point(
+    config: Config, run: RunConfig, horizon: Horizon, target: Target, throughput: Throughput, law: Law | None
+) -> PlannedPoint:
+    """A point with what it will cost: of its run, the part that its own updates make."""
+    recipe, device = run.recipe, config.device
+    share = horizon.own / recipe.updates
+    hours = share * total_seconds(run, throughput.at(recipe.model, device)) / 3600
+    memory_gb = step_memory(recipe, run.runtime.micro_batch or recipe.sequences, run.runtime.device) / 1e9
+    return PlannedPoint(
+        horizon=horizon,
+        run=run,
+        budget_error=budget_error(recipe, horizon, target),
+        predicted_loss=law.loss(recipe.model.params(law.params), horizon.tokens) if law else None,
+        hours=hours,
+        price=hours * device.price_per_hour,
+        memory_gb=memory_gb,
+        devices=math.ceil(memory_gb / device.memory_gb),
+    )
 
 
 def pinned_corpus(data: DataConfig, folder: SweepFolder) -> CorpusFacts:
@@ -140,16 +153,6 @@ def pinned_dtype(config: Config, folder: SweepFolder) -> Precision:
         pins[key] = precision(config.model.dtype, config.device.kind).value
         folder.write_pins(pins)
     return Precision(pins[key])
-
-
-def seeds(config: Config) -> list[int]:
-    """The sweep's seeds, checked."""
-    found = config.sweep.seeds
-    if not found or len(set(found)) < len(found) or any(not 0 <= seed < 2**63 for seed in found):
-        raise UserError(
-            f"sweep.seeds={found} must list different whole numbers of 0 or more, e.g. sweep.seeds=[0,1,2]."
-        )
-    return list(found)
 
 
 @cache
@@ -184,14 +187,6 @@ def _check_epochs(config: Config, tokens: int, corpus: CorpusFacts) -> None:
             f"data.max_epochs={config.data.max_epochs:g}; lower sweep.budgets (or tokens), drop small sizes, "
             f"or allow data.max_epochs={math.ceil(tokens / corpus.train_tokens)}."
         )
-
-
-def _refusal(config: Config, steps: int, error: float | None) -> str | None:
-    if steps < config.optim.min_steps:
-        return f"{steps} updates are fewer than optim.min_steps={config.optim.min_steps}"
-    if error is not None and abs(error) > config.sweep.tolerance:
-        return f"whole batches miss the budget by {error:+.1%}, more than sweep.tolerance={config.sweep.tolerance:g}"
-    return None
 
 
 def _refused_row(target: Target, seed: int, axes: Mapping[str, Any], reason: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from sweeps.paths import SweepFolder
 from trainer.errors import UserError
 from trainer.files import write_json, write_whole
-from trainer.recipe import SCHEMA, check_schema
+from trainer.recipe import SCHEMA, Horizon, check_schema
 from trainer.runfolder import RunConfig
 
 
@@ -21,7 +21,8 @@ from trainer.runfolder import RunConfig
 class PlannedPoint:
     """A point, the run that gives it, and what it will cost."""
 
-    point_id: str
+    horizon: Horizon
+    """The point as one of its run's."""
     run: RunConfig
     budget_error: float | None
     """Achieved over asked FLOPs, minus 1."""
@@ -29,28 +30,42 @@ class PlannedPoint:
     devices: int
     """Fewest devices that hold the run together."""
     hours: float
-    """Device-hours."""
+    """Device-hours: those of its own updates, where it shares a trunk."""
     price: float
     memory_gb: float
 
+    @property
+    def point_id(self) -> str:
+        """Its name."""
+        return self.horizon.point_id
+
+    @property
+    def flops_spent(self) -> float:
+        """Training FLOPs (matmul count) of its own updates: of the trunk what shorter points lack, and its cooldown."""
+        recipe = self.run.recipe
+        return recipe.model.flops(self.horizon.own * recipe.optim.batch)
+
     def row(self) -> dict[str, Any]:
         """One line of the plan's table."""
-        recipe, shape = self.run.recipe, self.run.recipe.model
+        recipe, shape, horizon = self.run.recipe, self.run.recipe.model, self.horizon
         return {
             "point_id": self.point_id,
             "run_id": self.run.run_id,
-            "budget": self.run.budget,
+            "budget": self.run.budget_of(self.point_id),
             **{f"axis.{key}": value for key, value in self.run.axes.items()},
             "seed": recipe.seed,
             "layers": shape.layers,
             "d_model": shape.d_model,
             "params_non_embedding": shape.params_non_embedding,
             "params_total": shape.params_total,
-            "tokens": recipe.tokens,
-            "steps": recipe.steps,
+            "tokens": horizon.tokens,
+            "steps": horizon.steps,
             "batch": recipe.optim.batch,
             "lr": recipe.optim.lr,
-            "flops_matmul": recipe.flops(),
+            "flops_matmul": shape.flops(horizon.tokens),
+            "flops_spent": self.flops_spent,
+            "updates_before": horizon.before,
+            "updates_own": horizon.own,
             "budget_error": self.budget_error,
             "predicted_loss": self.predicted_loss,
             "devices": self.devices,
@@ -74,11 +89,11 @@ class Plan:
 
     @property
     def totals(self) -> dict[str, float]:
-        """Of all points."""
+        """Of all points; what points share counts once."""
         return {
             "points": len(self.points),
-            "tokens": sum(point.run.recipe.tokens for point in self.points),
-            "flops_matmul": sum(point.run.recipe.flops() for point in self.points),
+            "tokens": sum(point.horizon.own * point.run.recipe.optim.batch for point in self.points),
+            "flops_matmul": sum(point.flops_spent for point in self.points),
             "device_hours": sum(point.hours for point in self.points),
             "price": sum(point.price for point in self.points),
         }
@@ -94,6 +109,14 @@ class Plan:
             "design": None if self.design is None else dict(self.design),
             "forecast": None if self.forecast is None else dict(self.forecast),
         }
+
+
+def run_hours(points: Iterable[PlannedPoint]) -> dict[str, float]:
+    """Device-hours of each run for the points given."""
+    hours: dict[str, float] = {}
+    for point in points:
+        hours[point.run.run_id] = hours.get(point.run.run_id, 0.0) + point.hours
+    return hours
 
 
 def write_plan(plan: Plan, folder: SweepFolder) -> None:

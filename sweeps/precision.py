@@ -111,7 +111,7 @@ def precision_so_far(config: Config, folder: SweepFolder) -> Reached | None:
         half_width=(high - low) / 2,
         wanted=stated.half_width,
         points=len(rows),
-        spent_flops=float(rows.flops.sum()),
+        spent_flops=float(rows.spent.sum()),
         form_fails=fails.where,
     )
 

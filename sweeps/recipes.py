@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from sweeps.config import Config
 from sweeps.cost import step_memory
-from sweeps.design import Target
 from trainer.config import DeviceKind, OptimConfig, Precision, ScheduleConfig
 from trainer.errors import UserError
-from trainer.recipe import DataRecipe, OptimRecipe, Recipe, ScheduleRecipe
+from trainer.legs import legs
+from trainer.recipe import Branch, DataRecipe, OptimRecipe, Recipe, ScheduleRecipe
 from trainer.runfolder import Runtime
+from trainer.shape import Shape
 
 
-def make_recipe(config: Config, target: Target, seed: int, corpus: str) -> Recipe:
-    """The recipe of one point: whole batches nearest to the wanted tokens."""
-    sequence, tokens = target.shape.sequence, target.tokens
-    batch = batch_tokens(config.optim, tokens, sequence)
-    steps = max(1, round(tokens / batch))
+def make_recipe(config: Config, shape: Shape, wanted: Sequence[float], seed: int, corpus: str) -> Recipe:
+    """The recipe of one run: whole batches nearest to the wanted tokens, of which there may be several.
+
+    Points of one trunk share what precedes their cooldowns: batch and rate are those that the rules give the geometric
+    mean of their tokens, the warm-up is the shortest one's.
+    """
+    mean = math.exp(sum(map(math.log, wanted)) / len(wanted)) if len(wanted) > 1 else wanted[0]
+    batch = batch_tokens(config.optim, mean, shape.sequence)
+    horizons = sorted({steps_of(tokens, batch) for tokens in wanted})
     optim = config.optim
+    schedules = [_schedule(config.schedule, steps, horizons[0]) for steps in horizons]
     return Recipe(
-        model=target.shape,
+        model=shape,
         data=DataRecipe(corpus=corpus, eval_windows=config.data.eval_windows),
         optim=OptimRecipe(
-            lr=learning_rate(optim, target.shape.d_model, batch),
+            lr=learning_rate(optim, shape.d_model, batch),
             batch=batch,
             beta1=optim.beta1,
             beta2=optim.beta2,
@@ -35,12 +41,21 @@ def make_recipe(config: Config, target: Target, seed: int, corpus: str) -> Recip
             weight_decay=optim.weight_decay,
             clip=optim.clip,
         ),
-        schedule=_schedule(config.schedule, steps),
-        steps=steps,
+        schedule=schedules[-1],
+        steps=horizons[-1],
+        branches=tuple(
+            Branch(steps=steps, cooldown_steps=schedule.cooldown_steps)
+            for steps, schedule in zip(horizons[:-1], schedules, strict=False)
+        ),
         seed=seed,
         dtype=precision(config.model.dtype, config.device.kind),
         command=config.trainer.command,
     )
+
+
+def steps_of(tokens: float, batch: int) -> int:
+    """The whole batches nearest to the wanted tokens."""
+    return max(1, round(tokens / batch))
 
 
 def batch_tokens(optim: OptimConfig, tokens: float, sequence: int) -> int:
@@ -76,13 +91,18 @@ def make_runtime(config: Config, recipe: Recipe) -> Runtime:
     """How the run is executed."""
     trainer = config.trainer
     # Rounded up, so that a share of 0.85 lies within the last 15 %, which Approach 1 reads.
-    steps = {math.ceil(share * recipe.steps - 1e-9) for share in trainer.eval_at} | {recipe.steps}
+    steps = {
+        leg.before + at - leg.begin
+        for leg in legs(recipe)
+        for at in {math.ceil(share * leg.horizon.steps - 1e-9) for share in (*trainer.eval_at, 1.0)}
+        if leg.begin < at <= leg.end
+    }
     return Runtime(
         device=config.device.kind,
         threads=trainer.threads,
         micro_batch=trainer.micro_batch or micro_batch(config, recipe),
         eval_steps=tuple(sorted(steps)),
-        log_every=max(1, recipe.steps // trainer.rows),
+        log_every=max(1, recipe.updates // trainer.rows),
         checkpoint_seconds=trainer.checkpoint_seconds,
         keep=trainer.keep,
         tracking=config.tracking,
@@ -148,8 +168,8 @@ def check_rules(config: Config) -> None:
         )
 
 
-def _schedule(schedule: ScheduleConfig, steps: int) -> ScheduleRecipe:
-    warmup = min(round(schedule.warmup * steps), schedule.warmup_max_steps)
+def _schedule(schedule: ScheduleConfig, steps: int, shortest: int) -> ScheduleRecipe:
+    warmup = min(round(schedule.warmup * shortest), schedule.warmup_max_steps)
     return ScheduleRecipe(
         decay=schedule.decay,
         warmup_steps=warmup,

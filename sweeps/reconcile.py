@@ -16,7 +16,7 @@ from sweeps.config import Config, Executor, Retry
 from sweeps.dispatch import Dispatch
 from sweeps.launch import start_workers, worker_slots
 from sweeps.paths import SweepFolder
-from sweeps.points import Plan, PlannedPoint, write_plan
+from sweeps.points import Plan, PlannedPoint, run_hours, write_plan
 from sweeps.slurm import Scheduler
 from sweeps.state import PointState, State, inspect, orphans
 from sweeps.takeback import cancel_runs, drop_idle, release_held
@@ -85,7 +85,8 @@ def submit(config: Config, plan: Plan, scheduler: Scheduler, *, reopen: bool = T
         slurm = config.cluster.executor is Executor.slurm
         dispatch = Dispatch.prepare(config, folder, missing, backlog) if slurm and missing else None
         again = reopen and config.retry is not Retry.none
-        longest_first = sorted(missing, key=lambda point: -point.hours)
+        hours = run_hours(missing)
+        longest_first = sorted(missing, key=lambda point: -hours[point.run.run_id])
         runs = _open_all(folder, {point.run.run_id: point.run for point in longest_first}, retry=again)
         if dispatch is not None:
             jobs = dispatch.start(runs, canary=not any(state.state is State.done for state in states))

@@ -237,7 +237,7 @@ def summary_line(states: Sequence[PointState]) -> str:
 
 def remaining_seconds(states: Sequence[PointState]) -> float | None:
     """Until the sweep ends: what is left of the FLOPs at the speed of the points that run now."""
-    speed = sum((s.tokens_per_second or 0.0) * s.flops / s.tokens for s in states)
+    speed = sum((s.tokens_per_second or 0.0) * s.flops_per_token for s in states)
     left = sum(s.flops * (1 - s.progress) for s in states if s.state not in ENDED)
     return left / speed if speed and left else None
 

@@ -47,21 +47,23 @@ class PointState:
     params_non_embedding: int
     tokens: int
     flops: float
-    """Planned training FLOPs, matmul count."""
+    """Planned training FLOPs, matmul count, of its own updates: where points share a trunk, those that it adds."""
     hours: float
-    """Planned, of one device."""
+    """Planned, of one device, of its own updates."""
     state: State
     cause: str | None = None
     loss: float | None = None
     """Final validation loss, or the last known one; nats per token."""
     progress: float = 0.0
-    """Share of the tokens that are trained."""
+    """Share of its own updates that are made."""
     tokens_per_second: float | None = None
     eta_seconds: float | None = None
     """Until a running point ends."""
     spent_hours: float = 0.0
-    """Of a device, over all attempts."""
+    """Of a device, over all attempts; of points that share a trunk, each its part."""
     attempts: int = 0
+
+    flops_per_token: float = 0.0
 
     @property
     def kind(self) -> str:
@@ -100,7 +102,8 @@ def _inspect_point(run: RunFolder, row: Mapping[str, Any], backlog: Backlog, los
         "budget": row["budget"],
         "params_non_embedding": row["params_non_embedding"],
         "tokens": row["tokens"],
-        "flops": row["flops_matmul"],
+        "flops_per_token": row["flops_matmul"] / row["tokens"],
+        "flops": row.get("flops_spent", row["flops_matmul"]),
         "hours": row["hours"],
     }
     try:
@@ -111,11 +114,12 @@ def _inspect_point(run: RunFolder, row: Mapping[str, Any], backlog: Backlog, los
         return _absent(known, backlog)
     attempts = run.attempts()
     alive = holder(run.path) is not None
-    known |= {"attempts": len(attempts), "spent_hours": _spent_seconds(run, attempts, alive) / 3600}
+    part = _Part.of(run, row, attempts)
+    known |= {"attempts": len(attempts), "spent_hours": part.spent * _spent_seconds(run, attempts, alive) / 3600}
     record = run.points().get(row["point_id"])
     if record is not None:
         return _ended(known, record)
-    known |= _progress(run, attempts, row["tokens"], alive)
+    known |= part.progress(row["tokens"], alive)
     if alive:
         return PointState(**known, state=State.running)
     if run.cancel_path.exists():
@@ -147,24 +151,56 @@ def _ended(known: Mapping[str, Any], record: Mapping[str, Any]) -> PointState:
     verdict = record["verdict"]
     if verdict == DONE:
         return PointState(**known, state=State.done, loss=record["loss"], progress=1.0)
-    share = record["tokens"] / known["tokens"]
+    share = min(1.0, record["tokens"] / known["tokens"])
     if verdict == DIVERGED:
         return PointState(**known, state=State.diverged, cause="loss or gradient not finite or far off", progress=share)
     return PointState(**known, state=State.failed, cause=verdict.removeprefix(FAILED), progress=share)
 
 
-def _progress(run: RunFolder, attempts: Sequence[Mapping[str, Any]], tokens: int, alive: bool) -> dict[str, Any]:
-    rows = run.last_rows(attempts) if attempts else []
-    if not rows:
-        return {}
-    last = rows[-1]
-    losses = [row[key] for row in reversed(rows) for key in ("val_loss", "train_loss") if row.get(key) is not None]
-    found = {"progress": min(1.0, last.get("tokens", 0) / tokens), "loss": losses[0] if losses else None}
-    speeds = [row["tokens_per_second"] for row in rows[-RECENT_ROWS:] if row.get("tokens_per_second")]
-    if not alive or not speeds:
-        return found
-    speed = len(speeds) / sum(1 / value for value in speeds)
-    return found | {"tokens_per_second": speed, "eta_seconds": tokens * (1 - found["progress"]) / speed}
+@dataclass(frozen=True)
+class _Part:
+    """How far a run has come with one of its points: ``made`` of its ``own`` updates, after those ``before``."""
+
+    rows: Sequence[Mapping[str, Any]]
+    """The run's, as far as they lead to the point."""
+    before: int
+    own: int
+    updates: int
+    """That the whole run has made."""
+
+    @classmethod
+    def of(cls, run: RunFolder, row: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> _Part:
+        rows = run.last_rows(attempts) if attempts else []
+        before, own = row.get("updates_before", 0), row.get("updates_own", row.get("steps", 0))
+        at = rows[-1] if rows else {}
+        updates = at.get("update", at.get("step", -1)) + 1
+        led = [row for row in rows if before <= row.get("update", row["step"]) < before + own]
+        return cls(led, before, own, updates)
+
+    @property
+    def made(self) -> int:
+        return min(max(self.updates - self.before, 0), self.own)
+
+    @property
+    def spent(self) -> float:
+        """Its share of what the run has taken."""
+        if not self.updates:
+            return float(self.before == 0)
+        return self.made / self.updates
+
+    def progress(self, tokens: int, alive: bool) -> dict[str, Any]:
+        if not self.rows:
+            return {"cause": "after shorter ones on its trunk"} if alive and self.before else {}
+        losses = [r[key] for r in reversed(self.rows) for key in ("val_loss", "train_loss") if r.get(key) is not None]
+        share = self.made / self.own if self.own else min(1.0, self.rows[-1].get("tokens", 0) / tokens)
+        found = {"progress": share, "loss": losses[0] if losses else None}
+        speeds = [row["tokens_per_second"] for row in self.rows[-RECENT_ROWS:] if row.get("tokens_per_second")]
+        if not alive or not speeds or self.made == self.own:
+            return found
+        speed = len(speeds) / sum(1 / value for value in speeds)
+        last = self.rows[-1]
+        left = (self.own - self.made) * last.get("tokens", 0) / (last["step"] + 1)
+        return found | {"tokens_per_second": speed, "eta_seconds": left / speed}
 
 
 def _spent_seconds(run: RunFolder, attempts: Sequence[Mapping[str, Any]], alive: bool) -> float:

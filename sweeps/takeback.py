@@ -39,4 +39,4 @@ def _pending(backlog: Backlog) -> list[tuple[Task, Seen]]:
 
 def _has_work(folder: SweepFolder, task: Task) -> bool:
     runs = map(folder.run, task.runs)
-    return any(not run.cancel_path.exists() and not run.points() for run in runs)
+    return any(not run.cancel_path.exists() and not run.ended() for run in runs)

@@ -108,7 +108,7 @@ class Worker:
         return any(holder(folder.path) is not None for folder in self._runs)
 
     def _open(self, folder: RunFolder) -> bool:
-        if folder.run_id in self.failed or folder.cancel_path.exists() or folder.points():
+        if folder.run_id in self.failed or folder.cancel_path.exists() or folder.ended():
             return False
         return lost_in_a_row(folder.attempts()) < self._lost_attempts
 
@@ -146,7 +146,7 @@ def execute(
             return f"{FAILED}{error}"
         known = folder.points()
         if all(point_id in known for point_id in config.recipe.point_ids):
-            return str(known[config.recipe.point_ids[0]]["verdict"])
+            return str(known[config.recipe.point_ids[-1]]["verdict"])
         try:
             if config.recipe.command is not None:
                 return train_externally(folder, config, job, poll)

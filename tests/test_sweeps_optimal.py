@@ -101,6 +101,18 @@ def test_points_are_pinned_and_excluded_by_hand(plan: Callable[..., Answer]) -> 
     )
 
 
+def test_trunks_are_costed_once_and_give_more(plan: Callable[..., Answer]) -> None:
+    alone = plan(*TENTH).json
+    shared = plan(*TENTH, "schedule=wsd", "sweep.name=trunks", "forecast=true", "forecast.replicates=100").json
+    (batch,), points = shared["design"]["batches"], shared["points"]
+    assert batch["runs"] == len({point["run_id"] for point in points}) < len(points)
+    assert shared["totals"]["flops_matmul"] == pytest.approx(batch["spent"], rel=0.02)
+    assert batch["spent"] <= 4.6e21 < sum(point["flops_matmul"] for point in points)
+    assert len(points) > len(alone["points"]), "for the same cost"
+    assert sum(at["cost"] for at in shared["forecast"]["budgets"]) == pytest.approx(shared["totals"]["flops_matmul"])
+    assert "refused" not in shared["forecast"]["approaches"]["envelope"], "a trunk's horizons feed Approach 1"
+
+
 def test_a_mix_of_targets_and_a_loss(plan: Callable[..., Answer]) -> None:
     mix = "sweep.target.also=[{quantity: exponent, weight: 36}, {quantity: loss, params: 7e10, tokens: 1.4e12}]"
     batch = plan(*TENTH, mix).json["design"]["batches"][0]
@@ -198,8 +210,20 @@ def test_a_sweep_goes_on_until_its_target_is_known(isoflop: Command, folder: Swe
     truth = _n_star(1e14)
     assert reached["low"] / 1.3 < truth < reached["high"] * 1.3
     assert reached["spent_flops"] == pytest.approx(spent)
+    ids = {point["run_id"] for point in isoflop("status", *smoke(folder, *BATCHES), "format=json").json["points"]}
+    assert ids == {run.run_id for run in folder.runs()}
     done = isoflop("submit", *smoke(folder, *BATCHES), "format=json").json
     assert done["submitted"] == [] or "as wanted" not in said.err
+
+
+def test_batches_of_trunks_leave_earlier_trunks_alone(isoflop: Command, folder: SweepFolder) -> None:
+    trunks = (*BATCHES, "schedule=wsd", "sweep.target.half_width=0.05")
+    first = isoflop("submit", *smoke(folder, *trunks), "format=json").json["submitted"]
+    until(lambda: len(finals(folder)) == len(first))
+    second = isoflop("submit", *smoke(folder, *trunks), "format=json")
+    assert second.code == 0 and second.json["submitted"], second.err
+    until(lambda: len(finals(folder)) == len(first) + len(second.json["submitted"]))
+    assert second.json["left"] == [], "every run of the first batch is still the sweep's"
 
 
 def test_submit_starts_one_batch_after_another(isoflop: Command, folder: SweepFolder) -> None:

@@ -266,14 +266,13 @@ def test_auto_keeps_its_meaning_on_another_machine(
 def test_a_share_of_0_85_lies_in_the_last_15_percent() -> None:
     from test_conf import composed
 
-    from sweeps.design import Target
     from sweeps.recipes import make_recipe, make_runtime
     from trainer.shape import Shape
 
     config = composed("sweep=smoke")
     shape = Shape(layers=1, d_model=16, heads=1, head_size=16, ffw=64, vocabulary=256, sequence=96)
     for tokens in range(50_000, 60_000, 480):
-        recipe = make_recipe(config, Target(shape, tokens), 0, "corpus")
+        recipe = make_recipe(config, shape, [tokens], 0, "corpus")
         steps = make_runtime(config, recipe).eval_steps
         assert sum(step / recipe.steps >= 0.85 for step in steps) == 3
 
@@ -297,14 +296,13 @@ def test_evaluation_counts_towards_the_cost(plan: Callable[..., Answer]) -> None
 def test_recipes_survive_json(plan: Callable[..., Answer], tmp_path: Path) -> None:
     from test_conf import composed
 
-    from sweeps.design import Target
     from sweeps.recipes import make_recipe, make_runtime
     from trainer.runfolder import RunConfig
     from trainer.shape import Shape
 
     config: Config = composed("sweep=smoke")
     shape = Shape(layers=2, d_model=48, heads=3, head_size=16, ffw=192, vocabulary=256, sequence=128)
-    recipe = make_recipe(config, Target(shape, 1e6, None), 0, "corpus")
+    recipe = make_recipe(config, shape, [1e6], 0, "corpus")
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     run = RunConfig(sweep="smoke", recipe=recipe, runtime=make_runtime(config, recipe))
     assert run.runtime.eval_steps[-1] == recipe.steps

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.config import Cooldown, DataConfig, Decay, DeviceKind, Keep, Precision, Source, TrackingConfig
 from trainer.corpus import prepare_corpus
-from trainer.recipe import DataRecipe, OptimRecipe, Recipe, ScheduleRecipe
+from trainer.recipe import Branch, DataRecipe, OptimRecipe, Recipe, ScheduleRecipe
 from trainer.runfolder import RunConfig, RunFolder, Runtime
 from trainer.shape import Shape
 
@@ -43,6 +43,9 @@ def make_run(
     seed: int = 0,
     sweep: str = "s",
     kernels: dict[str, Any] | None = None,
+    branches: tuple[Branch, ...] = (),
+    schedule: ScheduleRecipe | None = None,
+    optim: dict[str, Any] | None = None,
     **runtime: Any,
 ) -> RunFolder:
     """A run folder with its config, ready to be trained."""
@@ -51,12 +54,16 @@ def make_run(
         model=model,
         data=DataRecipe(corpus=corpus, eval_windows=40),
         optim=OptimRecipe(
-            lr=lr, batch=sequences * model.sequence, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.05, clip=1.0
+            **{"lr": lr, "batch": sequences * model.sequence, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
+            | {"weight_decay": 0.05, "clip": 1.0}
+            | (optim or {})
         ),
-        schedule=ScheduleRecipe(
+        schedule=schedule
+        or ScheduleRecipe(
             decay=Decay.cosine, warmup_steps=3, cooldown_steps=0, cooldown_shape=Cooldown.linear, final=0.0
         ),
         steps=steps,
+        branches=branches,
         seed=seed,
         dtype=dtype,
     )
@@ -76,6 +83,11 @@ def make_run(
     folder = RunFolder(root / sweep / config.run_id)
     folder.write_config(config)
     return folder
+
+
+def wsd(cooldown: int, shape: Cooldown = Cooldown.sqrt) -> ScheduleRecipe:
+    """A constant rate with a cooldown of so many steps."""
+    return ScheduleRecipe(decay=Decay.wsd, warmup_steps=3, cooldown_steps=cooldown, cooldown_shape=shape, final=0.0)
 
 
 def rows(folder: RunFolder) -> list[dict[str, Any]]:

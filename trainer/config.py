@@ -160,6 +160,8 @@ class ScheduleConfig:
     """wsd: the share of the steps that cool down,"""
     cooldown_shape: Cooldown = Cooldown.sqrt
     """and how."""
+    trunks: bool = True
+    """wsd: points that differ in their tokens alone branch off one trunk; false trains each by itself."""
 
 
 @dataclass(kw_only=True)

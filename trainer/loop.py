@@ -3,6 +3,9 @@
 A run is a function of its recipe: batch i depends on (seed, i) alone, and a checkpoint holds everything else, the
 half-summed log window included. So a run that was killed any number of times writes the rows, and ends at the loss, of
 one that was not, bit by bit (same processor, threads and torch).
+
+A run with several horizons goes through the legs of :mod:`trainer.legs`: before a cooldown that is not the last it puts
+its state aside as ``trunk.ckpt``, and takes it up again once the cooldown's point is recorded.
 """
 
 from __future__ import annotations
@@ -21,14 +24,16 @@ from torch import Tensor
 
 from trainer import checkpoint
 from trainer.batches import eval_windows, train_batch
+from trainer.checkpoint import SLOTS, TRUNK
 from trainer.config import DeviceKind, Keep, Precision
 from trainer.corpus import Corpus, open_corpus
 from trainer.engine import choose_kernels, open_engine, usable
 from trainer.errors import MachineFault, UserError
+from trainer.legs import Leg, legs
 from trainer.lock import LockLost
 from trainer.runfolder import DIVERGED, DONE, RunConfig, RunFolder, final_record
 from trainer.schedule import rate_factor
-from trainer.tracking import Tracker, open_tracker, summary_of
+from trainer.tracking import Tracker, branch_key, open_tracker, summary_of
 
 EVAL_TOKENS = 4096
 """Tokens per forward pass of an evaluation, whatever the batch, so that its sum does not depend on how one trains."""
@@ -43,8 +48,9 @@ def train(
 ) -> str:
     """Train the run of a folder to its end and return its verdict; ``stopped: <reason>`` if asked to stop first.
 
-    The caller holds the folder's lock. A run that has its final record is left untouched. Verdicts: ``done``;
-    ``diverged``, where the loss or gradient is not finite, or stays a nat above ln(vocabulary).
+    The caller holds the folder's lock. A run whose points have their final records is left untouched. Verdicts:
+    ``done``; ``diverged``, where the loss or gradient is not finite, or stays a nat above ln(vocabulary). Of several
+    points that of the last one is returned.
 
     Parameters
     ----------
@@ -63,30 +69,38 @@ def train(
         If the disk is full or read-only; the newest checkpoint is then still whole.
     """
     config = folder.read_config()
-    known = folder.points().get(config.run_id)
-    if known is not None:
-        return str(known["verdict"])
+    last = config.recipe.point_ids[-1]
+    if folder.ended():
+        return str(folder.points()[last]["verdict"])
     device = _device(config)
     corpus = _corpus(config, corpora_root)
     config = _tuned(folder, config, device)
-    run = _Run(folder, config, corpus, device)
-    attempt = folder.start_attempt(job, run.step)
-    tracker = open_tracker(folder.path, config, attempt=attempt, job=job)
-    try:
-        outcome = run.go(attempt, tracker, should_stop)
-    except LockLost:
-        tracker.finish(False)
-        raise
-    except BaseException as error:
-        with suppress(MachineFault):  # the disk that failed the run may fail this line too
-            folder.end_attempt(attempt, f"exception: {_last_line(error)}")
-        tracker.finish(False)
-        raise
+    while True:
+        run = _Run(folder, config, corpus, device)
+        attempt = folder.start_attempt(job, run.updates)
+        tracker = open_tracker(folder.path, config, attempt=attempt, job=job)
+        try:
+            outcome = run.go(attempt, tracker, should_stop)
+        except LockLost:
+            tracker.finish(False)
+            raise
+        except BaseException as error:
+            with suppress(MachineFault):  # the disk that failed the run may fail this line too
+                folder.end_attempt(attempt, f"exception: {_last_line(error)}")
+            tracker.finish(False)
+            if isinstance(error, _TrunkLost):
+                continue
+            raise
+        break
     folder.end_attempt(attempt, run.why or outcome)
     tracker.finish(not outcome.startswith(STOPPED))
     if not outcome.startswith(STOPPED):
         checkpoint.free(folder.checkpoints, config.run_id, config.runtime.keep)
     return outcome
+
+
+class _TrunkLost(Exception):
+    """The state that a trunk was to be taken up from cannot be read; what is left of the run starts over."""
 
 
 @dataclass(kw_only=True)
@@ -103,7 +117,7 @@ class _Window:
 
 
 class _Run:
-    """A run's state and the operations on it; ``step`` updates have been made."""
+    """A run's state and the operations on it; ``step`` updates lie on the path that leads here."""
 
     def __init__(self, folder: RunFolder, config: RunConfig, corpus: Corpus, device: torch.device) -> None:
         recipe = config.recipe
@@ -111,39 +125,73 @@ class _Run:
         self.why = ""
         self.engine = open_engine(config, device)
         self.optimizer = self.engine.optimizer
-        self.step = 0
+        self.legs, self.at = legs(recipe), 0
+        """The run's legs, and the one that the next update is in."""
+        self.step = self.tokens = 0
         self.window = _Window(loss_sum=torch.zeros((), dtype=torch.float64, device=device))
         self._windows: dict[str, Tensor] = {}
         self._slot: str | None = None
         self._saved_at = time.monotonic()
         self._restore()
-        self._clock = time.perf_counter()
-        self._clock_step = self.step
+        self._clock, self._clock_step = time.perf_counter(), self.step
+
+    @property
+    def updates(self) -> int:
+        """All that the run has made, those of cooldowns counted."""
+        leg = self.legs[self.at]
+        return leg.before + self.step - leg.begin
 
     def go(self, attempt: int, tracker: Tracker, should_stop: Callable[[], str | None]) -> str:
         """Train to the end, to divergence, or until asked to stop."""
-        runtime, recipe = self.config.runtime, self.recipe
-        evals = {*runtime.eval_steps, recipe.steps}
-        while self.step < recipe.steps:
+        verdict = DONE
+        while True:
+            leg = self.legs[self.at]
+            if not (leg.branch and leg.horizon.point_id in self.folder.points()):
+                if leg.branch and self.step == leg.begin:
+                    self._write(TRUNK)
+                outcome = self._train(leg, attempt, tracker, should_stop)
+                if outcome.startswith(STOPPED):
+                    return outcome
+                self._conclude(leg, outcome, attempt, tracker)
+                if leg.branch:
+                    self._take_up_trunk(leg)
+                elif outcome == DIVERGED:
+                    return outcome
+                verdict = outcome
+            if leg is self.legs[-1]:
+                return verdict
+            self.at += 1
+
+    def _train(self, leg: Leg, attempt: int, tracker: Tracker, should_stop: Callable[[], str | None]) -> str:
+        """The rest of a leg, to its end, to divergence, or until asked to stop."""
+        runtime, recipe, horizon = self.config.runtime, self.recipe, leg.horizon
+        self._clock, self._clock_step = time.perf_counter(), self.step
+        evals = {*runtime.eval_steps, *(leg.updates for leg in self.legs if leg.ends_point)}
+        while self.step < leg.end:
             reason = should_stop()
             if reason:
                 self._save()
                 return STOPPED + reason
-            lr = recipe.optim.lr * rate_factor(recipe.schedule, steps=recipe.steps, step=self.step)
+            factor = rate_factor(recipe.schedule, steps=horizon.steps, cooldown=horizon.cooldown_steps, step=self.step)
+            lr = recipe.optim.lr * factor
             norm = self._update(lr)
-            evaluated = self.step in evals
+            evaluated = self.updates in evals
             if evaluated or self.step % runtime.log_every == 0:
-                row = self._row(lr, norm, evaluated=evaluated)
+                row = self._row(leg, lr, norm, evaluated=evaluated)
                 self.folder.append_metrics(row | {"attempt": attempt, "time": time.time()})
                 tracker.log(row)
-                self.why = self._divergence(row)
-                if self.why:
-                    return self._conclude(DIVERGED, None, attempt, tracker)
-            if time.monotonic() - self._saved_at >= runtime.checkpoint_seconds and self.step < recipe.steps:
+                why = self._divergence(leg, row)
+                if why:
+                    self.why = why
+                    return DIVERGED
+            if time.monotonic() - self._saved_at >= runtime.checkpoint_seconds and self.step < leg.end:
                 self._save()
-        if runtime.keep is not Keep.none:
-            self._save()
-        return self._conclude(DONE, self.window.val_loss, attempt, tracker)
+        if leg.ends_point and runtime.keep is not Keep.none:
+            if leg.branch:
+                self._write(checkpoint.branch_end(horizon.tokens))
+            else:
+                self._save()
+        return DONE
 
     def _update(self, lr: float) -> Tensor:
         """One update over the batch of this step; returns the gradient's norm."""
@@ -157,12 +205,13 @@ class _Run:
                 sequence=recipe.model.sequence,
             )
         )
+        self.tokens += batch[:, 1:].numel()
         self.window.loss_sum += self.engine.gradient(batch)
         self.window.updates += 1
         self.step += 1
         return self.optimizer.update(lr, tokens=recipe.optim.batch)
 
-    def _row(self, lr: float, norm: Tensor, *, evaluated: bool) -> dict[str, Any]:
+    def _row(self, leg: Leg, lr: float, norm: Tensor, *, evaluated: bool) -> dict[str, Any]:
         """The row of the update just made; closes the log window."""
         batch, window = self.recipe.optim.batch, self.window
         row: dict[str, Any] = {
@@ -174,6 +223,10 @@ class _Run:
             "grad_norm": float(norm),
             "tokens_per_second": (self.step - self._clock_step) * batch / (time.perf_counter() - self._clock),
         }
+        if len(self.legs) > 1:
+            row["update"] = self.updates - 1
+        if leg.branch:
+            row["branch"] = leg.horizon.tokens
         high = row["train_loss"] > self._guessing + 1 and self.step > self.recipe.schedule.warmup_steps
         window.high_rows = window.high_rows + 1 if high else 0
         window.loss_sum.zero_()
@@ -190,14 +243,14 @@ class _Run:
         """The loss of a uniform guess, nats per token."""
         return math.log(self.recipe.model.vocabulary)
 
-    def _divergence(self, row: dict[str, Any]) -> str:
+    def _divergence(self, leg: Leg, row: dict[str, Any]) -> str:
         """Why the run counts as diverged after this row; empty where it does not."""
         for name in ("train_loss", "grad_norm", *validation_keys(self.window.set_losses)):
             if not math.isfinite(row.get(name, 0.0)):
                 return f"{DIVERGED}: {name} is {row[name]} at step {row['step']}"
         if self.window.high_rows >= HIGH_ROWS:
             return f"{DIVERGED}: train_loss stayed above ln(vocabulary) + 1 up to step {row['step']}"
-        if self.step == self.recipe.steps and row["val_loss"] > self._guessing + 1:
+        if leg.ends_point and self.step == leg.end and row["val_loss"] > self._guessing + 1:
             return f"{DIVERGED}: the final val_loss is above ln(vocabulary) + 1"
         return ""
 
@@ -216,39 +269,84 @@ class _Run:
             losses[name] = float(total) / (len(windows) * shape.sequence)
         return losses
 
-    def _conclude(self, verdict: str, loss: float | None, attempt: int, tracker: Tracker) -> str:
-        """Write the final record: from here on the run is over, whatever happens to this process."""
-        tokens = self.step * self.recipe.optim.batch
-        sets = {} if loss is None else set_losses(self.corpus, self.window.set_losses)
-        record = final_record(
-            self.config,
-            point_id=self.config.run_id,
-            tokens=tokens,
-            loss=loss,
-            verdict=verdict,
-            bits_per_byte=None if loss is None else loss / math.log(2) / self.corpus.sets[0].bytes_per_token,
-            validation_sets=sets,
-            unique_tokens=min(tokens, self.corpus.train_tokens),
-            attempt=attempt,
-        )
-        self.folder.write_point(record)
-        tracker.summary(summary_of(record))
-        return verdict
+    def _conclude(self, leg: Leg, verdict: str, attempt: int, tracker: Tracker) -> None:
+        """Write the final records of the points that a leg decides: that it ends with, or that its divergence takes.
+
+        From here on they are over, whatever happens to this process.
+        """
+        if verdict == DIVERGED and not leg.branch:
+            decided = self.recipe.horizons[self.recipe.horizons.index(leg.horizon) :]
+        else:
+            decided = (leg.horizon,) if leg.ends_point else ()
+        if verdict == DONE and decided and self.tokens != leg.horizon.tokens:
+            raise RuntimeError(f"{self.tokens} tokens were trained where the plan has {leg.horizon.tokens}")
+        loss = self.window.val_loss if verdict == DONE else None
+        known = self.folder.points()
+        for horizon in decided:
+            if horizon.point_id in known:
+                continue
+            record = final_record(
+                self.config,
+                point_id=horizon.point_id,
+                tokens=self.tokens,
+                loss=loss,
+                verdict=verdict,
+                bits_per_byte=None if loss is None else loss / math.log(2) / self.corpus.sets[0].bytes_per_token,
+                validation_sets={} if loss is None else set_losses(self.corpus, self.window.set_losses),
+                unique_tokens=min(self.tokens, self.corpus.train_tokens),
+                attempt=attempt,
+            )
+            self.folder.write_point(record)
+            told = summary_of(record)
+            tracker.summary(told if horizon is self.recipe.horizons[-1] else {branch_key(horizon.tokens): told})
 
     def _save(self) -> None:
         """Write a checkpoint over the older slot; the time it takes counts neither as training nor to the interval."""
         began = time.perf_counter()
-        state = {"optimizer": self.optimizer.state_dict(), "window": vars(self.window)}
         folder, run_id = self.folder.checkpoints, self.config.run_id
-        self._slot = checkpoint.save(folder, run_id, step=self.step, state=state, newest=self._slot)
+        self._slot = checkpoint.save(folder, run_id, step=self.updates, state=self._state(), newest=self._slot)
         self._clock += time.perf_counter() - began
         self._saved_at = time.monotonic()
 
+    def _write(self, name: str) -> None:
+        """Write the state to a file of its own."""
+        began = time.perf_counter()
+        path = self.folder.checkpoints / name
+        checkpoint.write(path, self.config.run_id, step=self.updates, state=self._state())
+        self._clock += time.perf_counter() - began
+
+    def _state(self) -> dict[str, Any]:
+        optimizer, window = self.optimizer.state_dict(), vars(self.window)
+        return {"optimizer": optimizer, "window": window, "leg": self.at, "tokens": self.tokens}
+
+    def _take_up_trunk(self, leg: Leg) -> None:
+        """After a cooldown: back to where it began."""
+        found = next(checkpoint.valid(self.folder.checkpoints, self.config.run_id, [TRUNK]), None)
+        if found is None or found.step != leg.before:
+            raise _TrunkLost(f"{self.folder.checkpoints / TRUNK} is not the state before update {leg.before}")
+        self._load(found)
+
     def _restore(self) -> None:
-        found = checkpoint.newest(self.folder.checkpoints, self.config.run_id)
-        if found is None:
-            return
-        self._slot, self.step = found.slot, found.step
+        """The newest state that does not lie in a cooldown that is over."""
+        names = [*SLOTS, TRUNK] if len(self.legs) > 1 else SLOTS
+        known = self.folder.points()
+        for found in checkpoint.valid(self.folder.checkpoints, self.config.run_id, names):
+            leg = self.legs[found.state.get("leg", 0)]
+            if found.slot == TRUNK or not (leg.branch and leg.horizon.point_id in known):
+                self._slot = None if found.slot == TRUNK else found.slot
+                self._load(found)
+                break
+        while self.legs[self.at].branch and self.legs[self.at].horizon.point_id in known:
+            self.at += 1  # so that the attempt says where it really goes on, and voids no row of the cooldown
+
+    def _load(self, found: checkpoint.Checkpoint) -> None:
+        """Take up a state."""
+        self.at = found.state.get("leg", 0)
+        leg = self.legs[self.at]
+        self.step, self.tokens = (
+            found.step - leg.before + leg.begin,
+            found.state.get("tokens", found.step * self.recipe.optim.batch),
+        )
         self.optimizer.load_state_dict(found.state["optimizer"])
         self.window = _Window(**found.state["window"])
         self.window.loss_sum = self.window.loss_sum.to(self.device)

@@ -50,6 +50,37 @@ class ScheduleRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A horizon shorter than the run's: the trunk is left for a cooldown that ends there."""
+
+    steps: int
+    cooldown_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Horizon:
+    """Where one point of a run ends. A run with branches makes its updates in the order of its horizons.
+
+    First what the trunk still lacks up to the cooldown, then the cooldown; the trunk goes on from where it was left.
+    """
+
+    point_id: str
+    steps: int
+    """Updates along its own path: those of the trunk and of its cooldown."""
+    cooldown_steps: int
+    tokens: int
+    trunk: int
+    """Updates of the trunk that earlier horizons have made."""
+    before: int
+    """Updates of the whole run, cooldowns too, before its own."""
+
+    @property
+    def own(self) -> int:
+        """Updates that are made for it alone, or for it and later ones; over a run they add up to all updates."""
+        return self.steps - self.trunk
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One run. Two runs of one recipe are the same run, on whatever machine, under whatever name."""
 
@@ -58,14 +89,49 @@ class Recipe:
     optim: OptimRecipe
     schedule: ScheduleRecipe
     steps: int
+    """Of the longest horizon, to which ``schedule`` belongs."""
     seed: int
     dtype: Precision
     command: str | None = None
+    branches: tuple[Branch, ...] = ()
+    """Shorter horizons on the same trunk, rising (wsd)."""
 
     @property
     def tokens(self) -> int:
-        """Training tokens: whole batches."""
+        """Training tokens of the longest horizon: whole batches."""
         return self.steps * self.optim.batch
+
+    @cached_property
+    def horizons(self) -> tuple[Horizon, ...]:
+        """The points that the run gives, rising."""
+        ends = [*self.branches, Branch(steps=self.steps, cooldown_steps=self.schedule.cooldown_steps)]
+        found: list[Horizon] = []
+        trunk = before = 0
+        for end in ends:
+            tokens = end.steps * self.optim.batch
+            name = f"{self.run_id}@{tokens}" if self.branches else self.run_id
+            found.append(
+                Horizon(
+                    point_id=name,
+                    steps=end.steps,
+                    cooldown_steps=end.cooldown_steps,
+                    tokens=tokens,
+                    trunk=trunk,
+                    before=before,
+                )
+            )
+            before += found[-1].own
+            trunk = end.steps - end.cooldown_steps
+        return tuple(found)
+
+    def horizon(self, point_id: str) -> Horizon:
+        """Of one point; the longest for an id that is not the run's."""
+        return next((horizon for horizon in self.horizons if horizon.point_id == point_id), self.horizons[-1])
+
+    @property
+    def updates(self) -> int:
+        """All updates, the trunk's once."""
+        return sum(horizon.own for horizon in self.horizons)
 
     @property
     def sequences(self) -> int:
@@ -73,12 +139,22 @@ class Recipe:
         return self.optim.batch // self.model.sequence
 
     def flops(self, count: FlopCount = FlopCount.matmul) -> float:
-        """Planned training FLOPs."""
+        """Planned training FLOPs of the longest horizon."""
         return self.model.flops(self.tokens, count)
 
+    @property
+    def flops_spent(self) -> float:
+        """Planned training FLOPs of the whole run, by the matmul count."""
+        return self.model.flops(self.updates * self.optim.batch)
+
     def to_dict(self) -> dict[str, Any]:
-        """As JSON and YAML know it."""
+        """As JSON and YAML know it, without what is off: see :data:`LATER`."""
         out: dict[str, Any] = plain(self)
+        for part, defaults in LATER.items():
+            holder = out[part] if part else out
+            for name, off in defaults.items():
+                if holder[name] == off:
+                    del holder[name]
         return out
 
     @classmethod
@@ -99,6 +175,7 @@ class Recipe:
             seed=raw["seed"],
             dtype=Precision(raw["dtype"]),
             command=raw["command"],
+            branches=tuple(Branch(**branch) for branch in raw.get("branches", ())),
         )
 
     @cached_property
@@ -111,8 +188,13 @@ class Recipe:
 
     @property
     def point_ids(self) -> tuple[str, ...]:
-        """The points this run gives: one, under the run's own id."""
-        return (self.run_id,)
+        """The points this run gives: one, under the run's own id; of several, each with its tokens behind an @."""
+        return tuple(horizon.point_id for horizon in self.horizons)
+
+
+LATER: dict[str, dict[str, Any]] = {"": {"branches": []}}
+"""What recipes had no word for at first, by part, and the value that means as before: such a value is not written, so
+that the ids of older runs stay what they are."""
 
 
 def _scientific(value: float) -> str:

@@ -15,6 +15,11 @@ A metrics row: ``step`` (0-based index of the update), ``tokens`` and ``flops`` 
 last row), ``val_loss`` (where measured; of a corpus's further validation sets ``val_loss_<name>``), ``lr``,
 ``grad_norm``, ``tokens_per_second``, ``attempt``, ``time``.
 
+A run with several points (``points`` in config.yaml, each id ending in @ and its tokens) trains one trunk and leaves it
+for a cooldown to each point but the last. Steps, tokens and FLOPs count along the row's own path; a row of a cooldown
+says in ``branch`` the tokens that it ends at, and every row in ``update`` the 0-based index of its update among all
+that the run makes, which is what ``resume_step`` of an attempt means there.
+
 A final record must have ``schema`` (1), ``run_id``, ``point_id`` (of ``points`` in config.yaml), ``verdict`` (``done``,
 ``diverged`` or ``failed: <cause>``); a done one also ``tokens`` (trained), ``horizon`` (the tokens asked for, reached)
 and ``loss`` (nats per token). ``bits_per_byte``, ``flags`` and ``validation_sets`` (name -> loss and bits_per_byte) are
@@ -30,6 +35,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +65,7 @@ class Runtime:
     threads: int
     micro_batch: int
     eval_steps: tuple[int, ...]
-    """Validation is measured after this many updates; rising, the last one is the recipe's ``steps``."""
+    """Validation is measured after this many updates of the run, cooldowns counted; rising, the last one is all."""
     log_every: int
     checkpoint_seconds: float
     keep: Keep
@@ -91,7 +97,9 @@ class RunConfig:
     recipe: Recipe
     runtime: Runtime
     budget: float | None = None
-    """The FLOPs (matmul count) the design asked for; None where it asked for tokens."""
+    """The FLOPs (matmul count) the design asked for; None where it asked for tokens. Of several points, the last's."""
+    budgets: tuple[float | None, ...] = ()
+    """The same for each point, of runs with several."""
     axes: Mapping[str, Any] = field(default_factory=dict)
     """The sweep's further axes and this run's values on them."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -104,6 +112,10 @@ class RunConfig:
         """The recipe's."""
         return self.recipe.run_id
 
+    def budget_of(self, point_id: str) -> float | None:
+        """The FLOPs that the design asked for at a point."""
+        return dict(zip(self.recipe.point_ids, self.budgets, strict=True))[point_id] if self.budgets else self.budget
+
     def to_dict(self) -> dict[str, Any]:
         """As the file has it: counts that follow from the recipe stand there for readers, and are not read back."""
         shape = self.recipe.model
@@ -113,6 +125,7 @@ class RunConfig:
             "points": list(self.recipe.point_ids),
             "sweep": self.sweep,
             "budget": self.budget,
+            **({"budgets": list(self.budgets)} if self.budgets else {}),
             "axes": plain(dict(self.axes)),
             "tokens": self.recipe.tokens,
             "params": {"total": shape.params_total, "non_embedding": shape.params_non_embedding}
@@ -132,6 +145,7 @@ class RunConfig:
             recipe=Recipe.from_dict(raw["recipe"]),
             runtime=Runtime.from_dict(raw["runtime"]),
             budget=raw["budget"],
+            budgets=tuple(raw.get("budgets", ())),
             axes=raw["axes"],
             provenance=raw["provenance"],
             kernels=raw["kernels"],
@@ -201,7 +215,7 @@ class RunFolder:
         return config
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Valid metrics rows, by rising step: an attempt that resumed at step s voids earlier rows at or above s."""
+        """Valid metrics rows, in the order of their updates: an attempt that resumed at s voids those at or above s."""
         resumed = {line["attempt"]: line.get("resume_step") for line in self.attempts()}
         return valid_rows(read_lines(self.path / "metrics.jsonl"), resumed)
 
@@ -255,6 +269,15 @@ class RunFolder:
                 records[record["point_id"]] = record
         return records
 
+    def ended(self) -> bool:
+        """Whether every point of the run has its final record."""
+        points = self.points()
+        if not points or self.run_id in points:
+            return bool(points)
+        with suppress(UserError):
+            return points.keys() >= set(self.read_config().recipe.point_ids)
+        return False
+
     def flaws(self) -> list[str]:
         """What is wrong with the lines of ``points.jsonl`` that are no final records."""
         found = (flaw(record, self.run_id) for record in read_lines(self.path / "points.jsonl"))
@@ -275,7 +298,7 @@ class RunFolder:
 
 
 def valid_rows(rows: Iterable[dict[str, Any]], resumed: Mapping[Any, Any]) -> list[dict[str, Any]]:
-    """Rows of all attempts, in the order written, without those that a later attempt voids; by rising step.
+    """Rows of all attempts, in the order written, without those that a later attempt voids; by rising update.
 
     A process that lost its lock while it was frozen may write once more when it wakes: rows of an earlier attempt after
     those of a later one do not count.
@@ -289,7 +312,7 @@ def valid_rows(rows: Iterable[dict[str, Any]], resumed: Mapping[Any, Any]) -> li
     last = -math.inf
     attempt: Any = None
     for row in rows:
-        step = row.get("step")
+        step = row.get("update", row.get("step"))
         if not isinstance(step, int) or not isinstance(row.get("tokens", 0), int | float):
             continue
         start: int = step
@@ -301,7 +324,7 @@ def valid_rows(rows: Iterable[dict[str, Any]], resumed: Mapping[Any, Any]) -> li
             start = min(step, known) if isinstance(known, int) else step
         while last >= start:
             kept.pop()
-            last = kept[-1]["step"] if kept else -math.inf
+            last = kept[-1].get("update", kept[-1]["step"]) if kept else -math.inf
         kept.append(row)
         last = step
     return kept
@@ -335,7 +358,7 @@ def final_record(
     validation_sets
         By name, ``loss`` and ``bits_per_byte``; ``loss`` above is the first one's.
     """
-    recipe, shape = config.recipe, config.recipe.model
+    recipe, shape, horizon = config.recipe, config.recipe.model, config.recipe.horizon(point_id)
     return {
         "schema": SCHEMA,
         "point_id": point_id,
@@ -344,7 +367,7 @@ def final_record(
         "sweep": config.sweep,
         "seed": recipe.seed,
         "corpus": recipe.data.corpus,
-        "budget": config.budget,
+        "budget": config.budget_of(horizon.point_id),
         "axes": plain(dict(config.axes)),
         "shape": plain(shape),
         "params_total": shape.params_total,
@@ -354,11 +377,11 @@ def final_record(
         "tokens": tokens,
         "unique_tokens": tokens if unique_tokens is None else unique_tokens,
         **{f"flops_{count.value}": shape.flops(tokens, count) for count in FlopCount},
-        "steps": recipe.steps,
+        "steps": horizon.steps,
         "batch": recipe.optim.batch,
         "lr": recipe.optim.lr,
         "schedule": recipe.schedule.decay.value,
-        "horizon": recipe.tokens,
+        "horizon": horizon.tokens,
         "loss": loss,
         "loss_unit": "nats/token",
         "bits_per_byte": bits_per_byte,

@@ -13,16 +13,21 @@ from trainer.config import Cooldown, Decay
 from trainer.recipe import ScheduleRecipe
 
 
-def rate_factor(schedule: ScheduleRecipe, *, steps: int, step: int) -> float:
-    """Learning rate of update ``step`` (from 0) over the peak, of a run of ``steps`` updates.
+def rate_factor(schedule: ScheduleRecipe, *, steps: int, step: int, cooldown: int | None = None) -> float:
+    """Learning rate of update ``step`` (from 0) over the peak, of a path of ``steps`` updates.
 
     With ``w`` warm-up and ``c`` cooldown steps: ``(step + 1) / (w + 1)`` while warming up, then cosine or linear decay
     over the remaining ``steps - w``; wsd stays at 1 and falls over the last ``c``. Where warm-up and cooldown overlap
     the lower one counts.
+
+    Parameters
+    ----------
+    cooldown
+        Of a wsd path whose cooldown is not the schedule's own: how many updates it takes.
     """
     warm = min(1.0, (step + 1) / (schedule.warmup_steps + 1))
     if schedule.decay is Decay.wsd:
-        shape, length = schedule.cooldown_shape, schedule.cooldown_steps
+        shape, length = schedule.cooldown_shape, schedule.cooldown_steps if cooldown is None else cooldown
     else:
         shape, length = Cooldown(schedule.decay.value), steps - schedule.warmup_steps
     gone = (step - (steps - length)) / length if length > 0 else 0.0

@@ -135,6 +135,11 @@ def summary_of(record: Mapping[str, Any]) -> dict[str, Any]:
     return told | {"final_tokens": record["tokens"]}
 
 
+def branch_key(tokens: int) -> str:
+    """Where the summary tells of a point that is not its run's last."""
+    return f"branch.{tokens}"
+
+
 def open_tracker(folder: Path, config: RunConfig, *, attempt: int, job: str) -> Tracker:
     """The mirror a run asks for; where it cannot be opened, a warning and no mirror."""
     tracking: TrackingConfig = config.runtime.tracking

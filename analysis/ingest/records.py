@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import pandas as pd
 
 from analysis.fitting.values import Floats
 from analysis.ingest.tables import AXIS, CURVE_COLUMNS, POINT_COLUMNS, Exclusion, Tables, complete_points, numbers
+from trainer.recipe import Horizon
 from trainer.runfolder import RunConfig, final_record
 
 MEASURES = tuple(name for name in CURVE_COLUMNS if name != "run_id")
@@ -28,8 +29,8 @@ class RunRows:
     run_id: str
     points: Sequence[Mapping[str, Any]] = ()
     """Rows of the points schema."""
-    curve: Floats | None = None
-    """(len(MEASURES), rows); None where there is none to read."""
+    curves: Mapping[str, Floats] = field(default_factory=dict)
+    """(len(MEASURES), rows) by the ``run_id`` of the points: what led to each."""
     excluded: Sequence[Exclusion] = ()
 
 
@@ -46,16 +47,34 @@ def run_points(
     return [_point(_completed(config, record), validation) for record in records.values()]
 
 
-def run_curve(config: RunConfig, rows: Sequence[Mapping[str, Any]], val_loss: str = "val_loss") -> Floats:
-    """A run's valid metrics rows as (len(MEASURES), rows), those without any loss left out; NaN for what is not known.
+def run_curves(
+    config: RunConfig,
+    rows: Sequence[Mapping[str, Any]],
+    records: Mapping[str, Mapping[str, Any]],
+    val_loss: str = "val_loss",
+) -> dict[str, Floats]:
+    """What led to each recorded point of a run, by point: the trunk's rows up to the cooldown, and the cooldown's.
 
-    ``progress`` is counted from the tokens and those of the recipe; ``val_loss`` is the key of the validation loss.
+    ``val_loss`` is the key of the validation loss.
     """
+    return {point: _curve(config, config.recipe.horizon(point), rows, val_loss) for point in records}
+
+
+def _curve(config: RunConfig, horizon: Horizon, rows: Sequence[Mapping[str, Any]], val_loss: str) -> Floats:
+    """Valid metrics rows as (len(MEASURES), rows), those without any loss left out; NaN for what is not known.
+
+    ``progress`` is counted from the tokens and those of the horizon.
+    """
+    if config.recipe.branches:
+        last = horizon.steps == config.recipe.steps
+        fork = horizon.steps if last else horizon.steps - horizon.cooldown_steps
+        on_trunk = [row for row in rows if "branch" not in row and row["step"] < fork]
+        rows = on_trunk + [row for row in rows if row.get("branch") == horizon.tokens]
     if not rows:
         return NO_CURVE
     keys = [val_loss if name == "val_loss" else name for name in MEASURES]
     curve = np.array([numbers([row.get(key) for row in rows]) for key in keys])
-    curve[MEASURES.index("progress")] = curve[MEASURES.index("tokens")] / config.recipe.tokens
+    curve[MEASURES.index("progress")] = curve[MEASURES.index("tokens")] / horizon.tokens
     curve[~np.isfinite(curve)] = np.nan  # W&B keeps infinities, the run folder does not
     return curve[:, ~np.isnan(curve[LOSSES]).all(axis=0)]
 
@@ -77,9 +96,10 @@ def tables_of(runs: Iterable[RunRows], source: str) -> Tables:
     for run in runs:
         points += run.points
         excluded += run.excluded
-        if run.curve is not None and run.curve.size:
-            names.append(run.run_id)
-            curves.append(run.curve)
+        for name, curve in run.curves.items():
+            if curve.size:
+                names.append(name)
+                curves.append(curve)
     codes, ids = pd.factorize(np.array(names, dtype=object))
     lengths = [curve.shape[1] for curve in curves]
     values = np.concatenate(curves or [NO_CURVE], axis=1)
@@ -105,8 +125,11 @@ def validation_sets(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _point(record: Mapping[str, Any], validation: str | None) -> dict[str, Any]:
-    """A final record as a row: axes and the losses of several validation sets become columns, flags one text."""
-    row = {name: record[name] for name in POINT_COLUMNS if name in record}
+    """A final record as a row: axes and the losses of several validation sets become columns, flags one text.
+
+    A run with several points becomes one per point, with its curve; what they share is their cluster.
+    """
+    row = {name: record[name] for name in POINT_COLUMNS if name in record} | {"run_id": record["point_id"]}
     sets = validation_sets(record)
     if len(sets) > 1:
         row |= {f"val_loss_{name}": measured.get("loss") for name, measured in sorted(sets.items())}

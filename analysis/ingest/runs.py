@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis.ingest.records import RunRows, missing_points, run_curve, run_points, tables_of, validation_sets
+from analysis.ingest.records import RunRows, missing_points, run_curves, run_points, tables_of, validation_sets
 from analysis.ingest.tables import Exclusion, Tables
 from trainer.errors import MachineFault, UserError
 from trainer.recipe import check_schema
@@ -49,7 +49,7 @@ def read_runs(root: Path, sweeps: Sequence[str], validation: str | None = None) 
 
 
 def read_run(folder: RunFolder, validation: str | None = None) -> RunRows:
-    """One run's points, its curve if it has any point, and the points it has not reached."""
+    """One run's points, the curves that led to them, and the points it has not reached."""
     try:
         config = folder.read_config()
         records = folder.points()
@@ -60,7 +60,7 @@ def read_run(folder: RunFolder, validation: str | None = None) -> RunRows:
     return RunRows(
         run_id=folder.run_id,
         points=run_points(config, records, validation),
-        curve=run_curve(config, folder.metrics(), _key(records, validation)) if records else None,
+        curves=run_curves(config, folder.metrics(), records, _key(records, validation)) if records else {},
         excluded=missing_points(config, records),
     )
 

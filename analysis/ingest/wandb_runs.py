@@ -14,11 +14,12 @@ import pandas as pd
 
 from analysis.config import Fill
 from analysis.ingest.frames import flat, read_frame
-from analysis.ingest.records import RunRows, missing_points, run_curve, run_points, tables_of
+from analysis.ingest.records import RunRows, missing_points, run_curves, run_points, tables_of
 from analysis.ingest.tables import Exclusion, Tables, joined
 from trainer.errors import UserError
 from trainer.recipe import check_schema
 from trainer.runfolder import RunConfig, final_record, flaw, valid_rows
+from trainer.tracking import branch_key
 
 FINISHED = "finished"
 """W&B's state of a run that ended well; the others are running, crashed, failed, killed and the like."""
@@ -92,29 +93,34 @@ def _mirror(run: LoggedRun) -> RunRows:
     return RunRows(
         run_id=run.run_id,
         points=run_points(config, records),
-        curve=run_curve(config, valid_rows(map(dict, run.rows), {})) if records else None,
+        curves=run_curves(config, valid_rows(map(dict, run.rows), {}), records) if records else {},
         excluded=missing_points(config, records),
     )
 
 
 def _final(config: RunConfig, summary: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The final record that the summary tells of, where it is valid."""
-    verdict, tokens = summary.get("verdict"), summary.get("final_tokens")
-    if not isinstance(verdict, str) or not isinstance(tokens, int | float):
-        return
-    record = final_record(
-        config,
-        point_id=config.run_id,
-        tokens=int(tokens),
-        loss=summary.get("loss"),
-        verdict=verdict,
-        bits_per_byte=summary.get("bits_per_byte"),
-        unique_tokens=summary.get("unique_tokens"),
-        validation_sets=dict(_sets(summary)),
-        flags=summary.get("flags") or (),
-    )
-    if flaw(record, config.run_id) is None:
-        yield config.run_id, record
+    """The valid final records that the summary tells of: the last point's, and those of branches."""
+    for horizon in config.recipe.horizons:
+        last = horizon is config.recipe.horizons[-1]
+        told = summary if last else summary.get(branch_key(horizon.tokens))
+        if not isinstance(told, Mapping):
+            continue
+        verdict, tokens = told.get("verdict"), told.get("final_tokens")
+        if not isinstance(verdict, str) or not isinstance(tokens, int | float):
+            continue
+        record = final_record(
+            config,
+            point_id=horizon.point_id,
+            tokens=int(tokens),
+            loss=told.get("loss"),
+            verdict=verdict,
+            bits_per_byte=told.get("bits_per_byte"),
+            unique_tokens=told.get("unique_tokens"),
+            validation_sets=dict(_sets(told)),
+            flags=told.get("flags") or (),
+        )
+        if flaw(record, config.run_id) is None:
+            yield horizon.point_id, record
 
 
 def _sets(summary: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:

@@ -121,7 +121,7 @@ def make(root: Path, runs: int, rows: int) -> None:
     with ProcessPoolExecutor() as pool:
         list(pool.map(write_run, [root] * len(wanted), wanted.values(), chunksize=50))
     told = {"budget_error": 0.0, "predicted_loss": None, "devices": 1, "hours": 1.0, "price": 0.0, "memory_gb": 1.0}
-    points = [PlannedPoint(point_id=name, run=run, **told) for name, run in wanted.items()]
+    points = [PlannedPoint(horizon=run.recipe.horizons[0], run=run, **told) for run in wanted.values()]
     write_plan(Plan(sweep="large", points=points), SweepFolder(root, "large"))
 
 

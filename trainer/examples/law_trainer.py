@@ -27,23 +27,27 @@ def loss(tokens: float) -> float:
 
 
 with (folder / "metrics.jsonl").open("a") as metrics:
-    for after in config["runtime"]["eval_steps"]:
+    for after in (at for at in config["runtime"]["eval_steps"] if at <= recipe["steps"]):
         share, tokens = after / recipe["steps"], after * recipe["optim"]["batch"]
         row = {"step": after - 1, "tokens": tokens, "flops": config["flops"]["matmul"] * share, "attempt": attempt}
         metrics.write(json.dumps(row | {"val_loss": loss(tokens), "time": time.time()}) + "\n")
 
-final = {key: config[key] for key in ("schema", "run_id", "sweep", "budget", "tokens")} | {
-    "point_id": config["points"][0],
-    "cluster_id": config["run_id"],
-    "seed": recipe["seed"],
-    "corpus": recipe["data"]["corpus"],
-    **{f"params_{name}": params[name] for name in ("total", "non_embedding")},
-    **{f"flops_{name}": flops for name, flops in config["flops"].items()},
-    "horizon": config["tokens"],
-    "loss": loss(config["tokens"]),
-    "loss_unit": "nats/token",
-    "verdict": "done",
-    "attempt": attempt,
-}
-with (folder / "points.jsonl").open("a") as points:
-    points.write(json.dumps(final) + "\n")
+for point_id in config["points"]:  # one, unless a trunk has several, whose ids end in @ and their tokens
+    tokens = int(point_id.partition("@")[2] or config["tokens"])
+    share = tokens / config["tokens"]
+    final = {key: config[key] for key in ("schema", "run_id", "sweep")} | {
+        "point_id": point_id,
+        "cluster_id": config["run_id"],
+        "seed": recipe["seed"],
+        "corpus": recipe["data"]["corpus"],
+        **{f"params_{name}": params[name] for name in ("total", "non_embedding")},
+        **{f"flops_{name}": flops * share for name, flops in config["flops"].items()},
+        "tokens": tokens,
+        "horizon": tokens,
+        "loss": loss(tokens),
+        "loss_unit": "nats/token",
+        "verdict": "done",
+        "attempt": attempt,
+    }
+    with (folder / "points.jsonl").open("a") as points:
+        points.write(json.dumps(final) + "\n")
