@@ -74,7 +74,7 @@ class Chosen:
             If a shape has left the ladder.
         """
         known = {(shape.layers, shape.d_model): shape for shape in shapes}
-        out = []
+        out: list[list[Target]] = []
         for batch in self.batches:
             out.append([])
             for point in sorted(batch.points, key=lambda each: each.place):

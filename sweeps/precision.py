@@ -20,6 +20,7 @@ from analysis.planning.lackoffit import lack_of_fit
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
 from sweeps.results import Results, read_results
+from trainer.errors import UserError
 
 LEAST_POINTS = 8
 REPLICATES = 400
@@ -78,7 +79,7 @@ def precision_so_far(config: Config, folder: SweepFolder) -> Reached | None:
     try:
         numbers = {name: getattr(stated, name) for name in ("flops", "params", "tokens")}
         target = Target(quantity=stated.quantity, **{name: each for name, each in numbers.items() if each is not None})
-    except Exception:  # no target is stated
+    except UserError:  # no target is stated
         return None
     rows = read_results([folder], config.fit.params).largest_family()
     if len(rows) < LEAST_POINTS:

@@ -6,6 +6,7 @@ isoflop suggest sweep=ours ... write=true
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
@@ -94,7 +95,7 @@ def show(batch: Batch) -> None:
         stdout().print(design_text(batch.facts), soft_wrap=True)
 
 
-def design_text(facts: dict[str, Any] | Any) -> str:
+def design_text(facts: Mapping[str, Any]) -> str:
     """What a batch costs and promises, in a line."""
     told = ", ".join(
         f"{name} to ±{error_text(error)}" for name, error in zip(facts["targets"], facts["errors"], strict=True)
