@@ -119,7 +119,8 @@ def next_batch(bench: Workbench, chosen: Chosen) -> Batch:
     pool = find_pool(config, bench.shapes, bench.corpus, prior, bench.throughput)
     runs = _runs(bench, chosen)
     spent = _cost(bench, runs)
-    by_hand = [] if chosen.batches else pinned(config, bench.shapes)
+    by_hand = pinned(config, bench.shapes)
+    first = not any("errors" in batch.facts for batch in chosen.batches)  # else they are what other settings left
     everything = pool_of(config, [*pool.targets, *by_hand], bench.corpus, bench.throughput)
     if not len(everything):
         raise UserError(
@@ -132,15 +133,18 @@ def next_batch(bench: Workbench, chosen: Chosen) -> Batch:
     taken = set(pool_of(config, there, bench.corpus, bench.throughput).ids())
     least = np.zeros(len(everything), dtype=np.int64)
     for name in pool_of(config, by_hand, bench.corpus, bench.throughput).ids():
-        least[names.index(name)] = 1
+        least[names.index(name)] = name not in taken
     out = ~allowed(config, everything) | np.array([name in taken for name in names])
     cost = cost_of(bench.shapes, prior.params)
     ask = _Question(bench, aims, prior, noise, candidates, cost, out, least, _informing(bench, runs, prior.params))
     limit = batch_limit(bench, spent)
-    solution = ask.answer(limit - spent, spent=spent, first=not chosen.batches)
+    solution = ask.answer(limit - spent, spent=spent, first=first)
     if solution is None:
         return Batch(points=(), facts={})
-    ask.check_reach(solution)
+    if first:
+        whole = solution if limit >= bench.limit else ask.answer(bench.limit - spent, spent=spent, first=True)
+        assert whole is not None  # or it would have been refused
+        ask.check_reach(whole)
     return _batch(bench, ask, everything, solution, spent)
 
 

@@ -217,7 +217,7 @@ def test_a_sweep_goes_on_until_its_target_is_known(isoflop: Command, folder: Swe
 
 
 def test_batches_of_trunks_leave_earlier_trunks_alone(isoflop: Command, folder: SweepFolder) -> None:
-    trunks = (*BATCHES, "schedule=wsd", "sweep.target.half_width=0.05")
+    trunks = (*BATCHES, "schedule=wsd", "sweep.target.half_width=0.002")
     first = isoflop("submit", *smoke(folder, *trunks), "format=json").json["submitted"]
     until(lambda: len(finals(folder)) == len(first))
     second = isoflop("submit", *smoke(folder, *trunks), "format=json")
