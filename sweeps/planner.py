@@ -15,13 +15,8 @@ from omegaconf import DictConfig
 from analysis.laws.law import Law, find_law, law_from_config
 from sweeps.app import config_dirs, typed
 from sweeps.axes import expand
-<<<<<<< HEAD
-from sweeps.config import Config
-from sweeps.cost import Experience, total_seconds
-=======
 from sweeps.config import Config, Design
-from sweeps.cost import Throughput, step_memory, total_seconds
->>>>>>> main
+from sweeps.cost import Experience, total_seconds
 from sweeps.design import Target, targets
 from sweeps.paths import SweepFolder
 from sweeps.points import Plan, PlannedPoint
@@ -59,7 +54,7 @@ def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
         varied.model.dtype = pinned_dtype(varied, folder)
         corpus = pinned_corpus(varied.data, folder)
         law = None if varied.law.name is None else law_from_config(varied.law)
-        batches, design = _wanted(varied, folder, corpus, throughput, after if design is None else None)
+        batches, design = _wanted(varied, folder, corpus, experience, after if design is None else None)
         runs: Runs = {}
         for batch in batches:  # points of several batches share no trunk: a run that has begun stays what it is
             made, unfit = grouped(varied, batch, corpus.id)
@@ -93,14 +88,14 @@ def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
 
 
 def _wanted(
-    config: Config, folder: SweepFolder, corpus: CorpusFacts, throughput: Throughput, after: int | None
+    config: Config, folder: SweepFolder, corpus: CorpusFacts, experience: Experience, after: int | None
 ) -> tuple[list[list[Target]], Mapping[str, Any] | None]:
     """The design's points, batch by batch; of an optimal one, chosen now if it was not, also what it says of itself."""
     if config.sweep.design is Design.optimal:
         from sweeps.optimal import Workbench, choose  # here, because it takes scipy half a second
 
         seeds(config)
-        bench = Workbench.of(config, folder, corpus, throughput)
+        bench = Workbench.of(config, folder, corpus, experience)
         chosen = choose(bench, after=after)
         return chosen.targets(bench.shapes), chosen.to_dict()
     wanted = targets(
