@@ -383,7 +383,7 @@ def test_two_runs_with_one_id_are_told_apart(offline: Path, tmp_path: Path) -> N
         run.log({"seen": seen, "val/loss": 3.0})
         run.finish()
         time.sleep(1.0)
-    tables = read_offline([tmp_path], THEIRS)
+    tables = read_offline([tmp_path], {name: THEIRS[name] for name in ("params", "tokens", "loss")})
     assert tables.points["tokens"].tolist() == [2.0]
     told = next(out for out in tables.excluded if out.row == "same")
     assert told.reason == "two runs have this id; that of project second, begun last, was read, not that of first"
