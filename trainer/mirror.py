@@ -37,7 +37,7 @@ RETRY_SECONDS = 60.0
 """How long W&B is left alone after a failure; doubled with each in a row, to an hour."""
 DRAIN_SECONDS = 30.0
 """A worker with nothing left to train waits for its mirror as long as that brings a run to W&B in this time;"""
-HURRY_SECONDS = 3.0
+HURRY_SECONDS = 10.0
 """one that was asked to leave waits so long."""
 OTHERS_SECONDS = 10.0
 """How long a run that another mirror holds is waited for."""
