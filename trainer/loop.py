@@ -27,7 +27,7 @@ from trainer.batches import eval_windows, train_batch
 from trainer.checkpoint import SLOTS, TRUNK
 from trainer.config import DeviceKind, Keep, Precision
 from trainer.corpus import Corpus, open_corpus
-from trainer.engine import DeviceMemory, choose_kernels, open_engine, usable
+from trainer.engine import DeviceMemory, Engine, choose_kernels, open_engine, usable
 from trainer.errors import MachineFault, UserError
 from trainer.legs import Leg, legs
 from trainer.lock import LockLost
@@ -44,7 +44,12 @@ STOPPED = "stopped: "
 
 
 def train(
-    folder: RunFolder, corpora_root: Path, *, job: str = "", should_stop: Callable[[], str | None] = lambda: None
+    folder: RunFolder,
+    corpora_root: Path,
+    *,
+    job: str = "",
+    should_stop: Callable[[], str | None] = lambda: None,
+    open_engine: Callable[[RunConfig, torch.device], Engine] = open_engine,
 ) -> str:
     """Train the run of a folder to its end and return its verdict; ``stopped: <reason>`` if asked to stop first.
 
@@ -60,6 +65,8 @@ def train(
         The scheduler's name for this job, for the record.
     should_stop
         Asked before every update; a reason makes the run save its state and return.
+    open_engine
+        What makes the engine that computes; :mod:`trainer.distributed` has one over several devices.
 
     Raises
     ------
@@ -77,7 +84,7 @@ def train(
     config = _tuned(folder, config, device)
     memory = DeviceMemory(device)
     while True:
-        run = _Run(folder, config, corpus, device)
+        run = _Run(folder, config, corpus, device, open_engine(config, device))
         attempt = folder.start_attempt(job, run.updates)
         tracker = open_tracker(folder.path, config, attempt=attempt, job=job)
         try:
@@ -120,11 +127,13 @@ class _Window:
 class _Run:
     """A run's state and the operations on it; ``step`` updates lie on the path that leads here."""
 
-    def __init__(self, folder: RunFolder, config: RunConfig, corpus: Corpus, device: torch.device) -> None:
+    def __init__(
+        self, folder: RunFolder, config: RunConfig, corpus: Corpus, device: torch.device, engine: Engine
+    ) -> None:
         recipe = config.recipe
         self.folder, self.config, self.recipe, self.corpus, self.device = folder, config, recipe, corpus, device
         self.why = ""
-        self.engine = open_engine(config, device)
+        self.engine = engine
         self.optimizer = self.engine.optimizer
         self.legs, self.at = legs(recipe), 0
         """The run's legs, and the one that the next update is in."""
