@@ -51,7 +51,7 @@ FAILED = "failed: "
 """A failed verdict is this plus its cause."""
 OOM, TIMEOUT = "OOM", "timeout"
 """How the cause of a failure for want of memory, or of time, begins."""
-TAIL_BYTES = 16_000
+TAIL_BYTES = 8_000
 """Of metrics.jsonl, what tells how a run stands."""
 LOST = "lost: killed, or the machine went down"
 """Why an attempt without a last line ended."""
