@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from trainer import checkpoint
-from trainer.batches import eval_windows, train_batch
+from trainer.batches import eval_windows, train_batch, window_starts
 from trainer.checkpoint import SLOTS, TRUNK
 from trainer.config import DeviceKind, Keep, Precision
 from trainer.corpus import Corpus, open_corpus
@@ -31,6 +31,7 @@ from trainer.engine import DeviceMemory, Engine, choose_kernels, open_engine, us
 from trainer.errors import MachineFault, UserError
 from trainer.legs import Leg, legs
 from trainer.lock import LockLost
+from trainer.resident import resident
 from trainer.runfolder import DIVERGED, DONE, RunConfig, RunFolder, final_record
 from trainer.schedule import rate_factor
 from trainer.tracking import Tracker, branch_key, open_tracker, summary_of
@@ -135,6 +136,7 @@ class _Run:
         self.why = ""
         self.engine = engine
         self.optimizer = self.engine.optimizer
+        self._resident = resident(corpus, device)
         self.legs, self.at = legs(recipe), 0
         """The run's legs, and the one that the next update is in."""
         self.step = self.tokens = 0
@@ -206,15 +208,12 @@ class _Run:
     def _update(self, lr: float) -> Tensor:
         """One update over the batch of this step; returns the gradient's norm."""
         recipe = self.recipe
-        batch = self._tensor(
-            train_batch(
-                self.corpus,
-                seed=recipe.seed,
-                index=self.step,
-                sequences=recipe.sequences,
-                sequence=recipe.model.sequence,
-            )
-        )
+        sequence = recipe.model.sequence
+        which = {"seed": recipe.seed, "index": self.step, "sequences": recipe.sequences, "sequence": sequence}
+        if self._resident is None:
+            batch = self._tensor(train_batch(self.corpus, **which))
+        else:
+            batch = self._resident.gather(window_starts(self.corpus, **which), sequence + 1)
         self.tokens += batch[:, 1:].numel()
         self.window.loss_sum += self.engine.gradient(batch)
         self.window.updates += 1
