@@ -138,7 +138,7 @@ class ClusterConfig:
     max_submit: int | None = None
     """slurm: tasks that the site lets one queue; runs are packed so that they fit."""
     canary: bool = False
-    """slurm: the cheapest point first, the rest once it has succeeded."""
+    """slurm: the cheapest point first, the rest once it has succeeded, with time limits from its speed."""
     signal_seconds: int = 120
     """slurm: so long before the time limit a task checkpoints."""
     setup: list[str] = field(default_factory=list)

@@ -9,6 +9,7 @@ Partitions: ``main`` (preempts the next two), ``scavenge`` (ten seconds of grace
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import json
 import os
@@ -16,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -66,7 +68,15 @@ class Cluster:
 
     def start(self) -> None:
         """Start every daemon that does not run, the first time with a new database; returns when jobs can start."""
-        new = not self.conf.exists()
+        if self.conf.exists():
+            self._start(new=False)
+            return
+        # One new cluster at a time: mariadb-install-db fails beside another.
+        with (Path(tempfile.gettempdir()) / f"slurm-cluster-{os.getuid()}.lock").open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            self._start(new=True)
+
+    def _start(self, *, new: bool) -> None:
         if new:
             (self.base / "etc").mkdir(parents=True)
             ports = Ports.free(len(NODES))
@@ -95,8 +105,8 @@ class Cluster:
             for pid in self.processes(node):
                 _signal(pid, signal.SIGKILL)
 
-    def start_daemon(self, name: str) -> None:
-        """Start a daemon, and what it does not start without, unless it runs; wait until it answers."""
+    def start_daemon(self, name: str, *, wait: bool = True) -> None:
+        """Start a daemon, and what it does not start without, unless it runs; wait until it answers, or just runs."""
         if self.pid(name) is not None:
             return
         if name == "slurmdbd":
@@ -114,7 +124,7 @@ class Cluster:
                 close_fds=True,
                 start_new_session=True,
             )
-        until(lambda: self.pid(name) is not None and self._answers(name), 60)
+        until(lambda: self.pid(name) is not None and (not wait or self._answers(name)), 60)
 
     def stop_daemon(self, name: str) -> None:
         """Ask a daemon to end; ten seconds later end it."""

@@ -262,7 +262,8 @@ def _busy_node(storm: Storm) -> str:
 def _kill_daemon(name: str, seconds: float) -> Callable[[Storm], None]:
     def fault(storm: Storm) -> None:
         storm.cluster.kill_daemon(name)
-        storm.later(seconds, name, lambda: storm.cluster.start_daemon(name))
+        # a controller does not answer before the database does, whose turn comes later
+        storm.later(seconds, name, lambda: storm.cluster.start_daemon(name, wait=False))
 
     return fault
 

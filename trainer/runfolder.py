@@ -34,7 +34,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +159,9 @@ class RunFolder:
         self.path = path
         self._facts = dict(facts or {})
         """What every attempt that is started here says besides."""
+        self.check_owner: Callable[[], None] = lambda: None
+        """Called before the config or the beginning of an attempt is written: raises where the folder is no longer the
+        writer's, who may have stood still until others took it over."""
 
     @property
     def run_id(self) -> str:
@@ -182,6 +185,7 @@ class RunFolder:
 
     def write_config(self, config: RunConfig) -> None:
         """Write ``config.yaml``, whole."""
+        self.check_owner()
         write_yaml(self.config_path, config.to_dict())
 
     def read_config(self) -> RunConfig:
@@ -238,6 +242,7 @@ class RunFolder:
 
     def start_attempt(self, job: str, resume_step: int | None) -> int:
         """Write an attempt's first line and return its number, from 0."""
+        self.check_owner()
         attempts = self.attempts()
         number = attempts[-1]["attempt"] + 1 if attempts else 0
         self._attempt_line(
