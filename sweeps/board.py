@@ -68,7 +68,7 @@ class Board:
 
     def figures(self) -> dict[str, Path]:
         """The last fit's figures, by name."""
-        return {path.stem: path for path in sorted((self.fit / "figures").glob("*.png"))}
+        return {path.stem: path for path in sorted((self.fit / "figures").glob("*.svg"))}
 
     def close(self) -> None:
         """Let go of what the fits take."""
@@ -121,7 +121,7 @@ def make_app(board: Board, host: str) -> Any:
         path = board.figures().get(request.path_params["name"])
         if path is None:
             raise HTTPException(404, "there is no such figure")
-        return FileResponse(path, media_type="image/png", headers=guarded)
+        return FileResponse(path, media_type="image/svg+xml", headers=guarded)
 
     handlers: dict[str, Callable[[Request], Response]] = {
         "/": page,
