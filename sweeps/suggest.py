@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from analysis.text import count_text, flops_text
+from analysis.text import count_text, error_text, flops_text
 from sweeps.app import again, run_verb, typed
 from sweeps.axes import expand
 from sweeps.chosen import Batch, Chosen, read_chosen, settings_key, write_chosen
@@ -23,7 +23,6 @@ from sweeps.planner import pinned_corpus, pinned_dtype
 from sweeps.precision import Reached, precision_so_far
 from sweeps.recipes import check_rules
 from sweeps.render import print_json, say, stdout, table
-from sweeps.render_forecast import error_text
 from trainer.errors import UserError
 
 
