@@ -12,7 +12,7 @@ from analysis.fitting.optimum import optimum
 from analysis.fitting.values import Bools, Floats
 from analysis.planning.candidates import Candidates
 from sweeps.config import Config
-from sweeps.cost import Throughput, step_memory, total_seconds
+from sweeps.cost import Experience, total_seconds
 from sweeps.design import Target, numbers
 from sweeps.forecast import cost_of
 from sweeps.ladder import pick
@@ -86,7 +86,7 @@ def flops_limit(config: Config) -> float:
 
 
 def find_pool(
-    config: Config, shapes: Sequence[Shape], corpus: CorpusFacts, prior: Prior, throughput: Throughput
+    config: Config, shapes: Sequence[Shape], corpus: CorpusFacts, prior: Prior, experience: Experience
 ) -> Pool:
     """Every point that the settings allow and the trainer can make.
 
@@ -103,14 +103,14 @@ def find_pool(
         wanted = [
             Target(shape, budget / shape.flops_per_token(), budget) for budget in budgets(config) for shape in sizes
         ]
-    return pool_of(config, wanted, corpus, throughput)
+    return pool_of(config, wanted, corpus, experience)
 
 
-def pool_of(config: Config, wanted: Sequence[Target], corpus: CorpusFacts, throughput: Throughput) -> Pool:
+def pool_of(config: Config, wanted: Sequence[Target], corpus: CorpusFacts, experience: Experience) -> Pool:
     """Those of the wanted points that the plan would not refuse."""
     kept: dict[str, tuple[Target, Recipe, float, float]] = {}
     seed = config.sweep.seeds[0] if config.sweep.seeds else 0
-    speeds: dict[Shape, float] = {}
+    speeds: dict[tuple[Shape, int], float] = {}
     for target in wanted:
         recipe = make_recipe(config, target.shape, [target.tokens], seed, corpus.id)
         off = 0.0 if target.budget is None else abs(recipe.flops() / target.budget - 1)
@@ -120,12 +120,12 @@ def pool_of(config: Config, wanted: Sequence[Target], corpus: CorpusFacts, throu
             or recipe.tokens > config.data.max_epochs * corpus.train_tokens
         ):
             continue
-        run = RunConfig(sweep=config.sweep.name, recipe=recipe, runtime=make_runtime(config, recipe))
-        shape = recipe.model
-        if shape not in speeds:
-            speeds[shape] = throughput.at(shape, config.device)
-        memory = step_memory(recipe, run.runtime.micro_batch or recipe.sequences, run.runtime.device) / 1e9
-        kept.setdefault(recipe.run_id, (target, recipe, total_seconds(run, speeds[shape]) / 3600, memory))
+        run = RunConfig(sweep=config.sweep.name, recipe=recipe, runtime=make_runtime(config, recipe, experience))
+        alike = recipe.model, recipe.optim.batch
+        if alike not in speeds:
+            speeds[alike] = experience.flops_per_second(recipe, config.device)
+        memory = experience.memory(recipe, run.runtime.micro_batch or recipe.sequences, run.runtime.device) / 1e9
+        kept.setdefault(recipe.run_id, (target, recipe, total_seconds(run, speeds[alike]) / 3600, memory))
     targets, recipes, hours, memory_gb = zip(*kept.values(), strict=True) if kept else ((), (), (), ())
     trunks = config.schedule.decay is Decay.wsd and config.schedule.trunks
     return Pool(targets=targets, recipes=recipes, hours=np.array(hours), memory_gb=np.array(memory_gb), trunks=trunks)

@@ -21,7 +21,7 @@ from analysis.planning.optimal import Design as Solution
 from sweeps.candidates import Pool, allowed, ends, find_pool, flops_limit, pinned, pool_of
 from sweeps.chosen import Batch, Chosen, ChosenPoint, read_chosen, settings_key, write_chosen
 from sweeps.config import Config, TargetConfig
-from sweeps.cost import Throughput, total_seconds
+from sweeps.cost import Experience, total_seconds
 from sweeps.design import Target
 from sweeps.forecast import cost_of
 from sweeps.ladder import ladder
@@ -53,14 +53,14 @@ class Workbench:
     config: Config
     folder: SweepFolder
     corpus: CorpusFacts
-    throughput: Throughput
+    experience: Experience
     shapes: Sequence[Shape]
 
     @classmethod
-    def of(cls, config: Config, folder: SweepFolder, corpus: CorpusFacts, throughput: Throughput) -> Workbench:
+    def of(cls, config: Config, folder: SweepFolder, corpus: CorpusFacts, experience: Experience) -> Workbench:
         """For one combination of the sweep's axes."""
         shapes = ladder(config.model, vocabulary=corpus.vocabulary, sequence=config.data.sequence)
-        return cls(config=config, folder=folder, corpus=corpus, throughput=throughput, shapes=shapes)
+        return cls(config=config, folder=folder, corpus=corpus, experience=experience, shapes=shapes)
 
     @property
     def by_hours(self) -> bool:
@@ -116,12 +116,12 @@ def next_batch(bench: Workbench, chosen: Chosen) -> Batch:
     config = bench.config
     aims = tuple(aims_of(config.sweep.target))
     prior, noise = _prior(bench), find_noise(config, bench.folder)
-    pool = find_pool(config, bench.shapes, bench.corpus, prior, bench.throughput)
+    pool = find_pool(config, bench.shapes, bench.corpus, prior, bench.experience)
     runs = _runs(bench, chosen)
     spent = _cost(bench, runs)
     by_hand = pinned(config, bench.shapes)
     first = not any("errors" in batch.facts for batch in chosen.batches)  # else they are what other settings left
-    everything = pool_of(config, [*pool.targets, *by_hand], bench.corpus, bench.throughput)
+    everything = pool_of(config, [*pool.targets, *by_hand], bench.corpus, bench.experience)
     if not len(everything):
         raise UserError(
             "sweep: no run can be made of any point to choose from; check optim.min_steps, sweep.tolerance, "
@@ -130,9 +130,9 @@ def next_batch(bench: Workbench, chosen: Chosen) -> Batch:
     candidates = everything.candidates(prior.params, by_hours=bench.by_hours)
     names = everything.ids()
     there = [target for batch in chosen.targets(bench.shapes) for target in batch]
-    taken = set(pool_of(config, there, bench.corpus, bench.throughput).ids())
+    taken = set(pool_of(config, there, bench.corpus, bench.experience).ids())
     least = np.zeros(len(everything), dtype=np.int64)
-    for name in pool_of(config, by_hand, bench.corpus, bench.throughput).ids():
+    for name in pool_of(config, by_hand, bench.corpus, bench.experience).ids():
         least[names.index(name)] = name not in taken
     out = ~allowed(config, everything) | np.array([name in taken for name in names])
     cost = cost_of(bench.shapes, prior.params)
@@ -321,8 +321,10 @@ def _cost(bench: Workbench, runs: Runs) -> float:
         return float(sum(recipe.flops_spent for recipe in recipes))
     device, name = bench.config.device, bench.config.sweep.name
     return sum(
-        total_seconds(RunConfig(sweep=name, recipe=recipe, runtime=make_runtime(bench.config, recipe)),
-                      bench.throughput.at(recipe.model, device)) / 3600
+        total_seconds(
+            RunConfig(sweep=name, recipe=recipe, runtime=make_runtime(bench.config, recipe, bench.experience)),
+            bench.experience.flops_per_second(recipe, device),
+        ) / 3600
         for recipe in recipes
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from analysis.laws.law import Law, find_law, law_from_config
 from sweeps.app import config_dirs, typed
 from sweeps.axes import expand
 from sweeps.config import Config, Design
-from sweeps.cost import Throughput, step_memory, total_seconds
+from sweeps.cost import Experience, total_seconds
 from sweeps.design import Target, targets
 from sweeps.paths import SweepFolder
 from sweeps.points import Plan, PlannedPoint
@@ -45,7 +45,7 @@ def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
     """
     base: Config = typed(config)
     folder = SweepFolder.of(base.root, base.sweep.name)
-    throughput = Throughput.measured(folder, base.device.kind)
+    experience = Experience.of(folder, base.device)
     points: dict[str, PlannedPoint] = {}
     refused = []
     design: Mapping[str, Any] | None = None
@@ -54,7 +54,7 @@ def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
         varied.model.dtype = pinned_dtype(varied, folder)
         corpus = pinned_corpus(varied.data, folder)
         law = None if varied.law.name is None else law_from_config(varied.law)
-        batches, design = _wanted(varied, folder, corpus, throughput, after if design is None else None)
+        batches, design = _wanted(varied, folder, corpus, experience, after if design is None else None)
         runs: Runs = {}
         for batch in batches:  # points of several batches share no trunk: a run that has begun stays what it is
             made, unfit = grouped(varied, batch, corpus.id)
@@ -68,13 +68,13 @@ def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
             run = RunConfig(
                 sweep=base.sweep.name,
                 recipe=recipe,
-                runtime=make_runtime(varied, recipe),
+                runtime=make_runtime(varied, recipe, experience),
                 budget=asked[recipe.steps],
                 budgets=tuple(asked[horizon.steps] for horizon in recipe.horizons) if recipe.branches else (),
                 axes=axes,
                 provenance=provenance(),
             )
-            planned = _planned_point(varied, run, horizon_of(recipe, target), target, throughput, law)
+            planned = _planned_point(varied, run, horizon_of(recipe, target), target, experience, law)
             if planned.point_id in points:
                 raise UserError(
                     f"sweep: two points are the same run, {planned.point_id}; let every axis of sweep.axes "
@@ -88,14 +88,14 @@ def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
 
 
 def _wanted(
-    config: Config, folder: SweepFolder, corpus: CorpusFacts, throughput: Throughput, after: int | None
+    config: Config, folder: SweepFolder, corpus: CorpusFacts, experience: Experience, after: int | None
 ) -> tuple[list[list[Target]], Mapping[str, Any] | None]:
     """The design's points, batch by batch; of an optimal one, chosen now if it was not, also what it says of itself."""
     if config.sweep.design is Design.optimal:
         from sweeps.optimal import Workbench, choose  # here, because it takes scipy half a second
 
         seeds(config)
-        bench = Workbench.of(config, folder, corpus, throughput)
+        bench = Workbench.of(config, folder, corpus, experience)
         chosen = choose(bench, after=after)
         return chosen.targets(bench.shapes), chosen.to_dict()
     wanted = targets(
@@ -109,13 +109,13 @@ def _wanted(
 
 
 def _planned_point(
-    config: Config, run: RunConfig, horizon: Horizon, target: Target, throughput: Throughput, law: Law | None
+    config: Config, run: RunConfig, horizon: Horizon, target: Target, experience: Experience, law: Law | None
 ) -> PlannedPoint:
     """A point with what it will cost: of its run, the part that its own updates make."""
     recipe, device = run.recipe, config.device
     share = horizon.own / recipe.updates
-    hours = share * total_seconds(run, throughput.at(recipe.model, device)) / 3600
-    memory_gb = step_memory(recipe, run.runtime.micro_batch or recipe.sequences, run.runtime.device) / 1e9
+    hours = share * total_seconds(run, experience.flops_per_second(recipe, device)) / 3600
+    memory_gb = experience.memory(recipe, run.runtime.micro_batch or recipe.sequences, run.runtime.device) / 1e9
     return PlannedPoint(
         horizon=horizon,
         run=run,

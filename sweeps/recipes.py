@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.config import Config
-from sweeps.cost import step_memory
+from sweeps.cost import NONE_YET, Experience
 from trainer.config import DeviceKind, OptimConfig, Precision, ScheduleConfig
 from trainer.errors import UserError
 from trainer.legs import legs
@@ -87,7 +87,7 @@ def precision(wanted: Precision, device: DeviceKind) -> Precision:
     return Precision.bf16 if device is DeviceKind.cuda or _cpu_multiplies_bf16() else Precision.fp32
 
 
-def make_runtime(config: Config, recipe: Recipe) -> Runtime:
+def make_runtime(config: Config, recipe: Recipe, experience: Experience = NONE_YET) -> Runtime:
     """How the run is executed."""
     trainer = config.trainer
     # Rounded up, so that a share of 0.85 lies within the last 15 %, which Approach 1 reads.
@@ -100,19 +100,20 @@ def make_runtime(config: Config, recipe: Recipe) -> Runtime:
     return Runtime(
         device=config.device.kind,
         threads=trainer.threads,
-        micro_batch=trainer.micro_batch or micro_batch(config, recipe),
+        micro_batch=trainer.micro_batch or micro_batch(config, recipe, experience),
         eval_steps=tuple(sorted(steps)),
         log_every=max(1, recipe.updates // trainer.rows),
         checkpoint_seconds=trainer.checkpoint_seconds,
         keep=trainer.keep,
         tracking=config.tracking,
+        peak_flops=config.device.flops_per_second,
     )
 
 
-def micro_batch(config: Config, recipe: Recipe) -> int:
+def micro_batch(config: Config, recipe: Recipe, experience: Experience) -> int:
     """Most sequences per forward pass that the device holds: the batch halved until it fits; 0 for all of it."""
-    sequences = recipe.sequences
-    while sequences > 1 and step_memory(recipe, sequences, config.device.kind) > config.device.memory_gb * 1e9:
+    sequences, room = recipe.sequences, config.device.memory_gb * 1e9
+    while sequences > 1 and experience.memory(recipe, sequences, config.device.kind) > room:
         sequences = -(-sequences // 2)
     return 0 if sequences == recipe.sequences else sequences
 

@@ -16,7 +16,7 @@ from sweeps.app import again, run_verb, typed
 from sweeps.axes import expand
 from sweeps.chosen import Batch, Chosen, read_chosen, settings_key, write_chosen
 from sweeps.config import Config, Design, Format
-from sweeps.cost import Throughput
+from sweeps.cost import Experience
 from sweeps.optimal import Workbench, next_batch
 from sweeps.paths import SweepFolder
 from sweeps.planner import pinned_corpus, pinned_dtype
@@ -45,7 +45,7 @@ def suggest(raw: DictConfig) -> tuple[Workbench, Chosen, Batch]:
     check_rules(config)
     config.model.dtype = pinned_dtype(config, folder)
     corpus = pinned_corpus(config.data, folder)
-    bench = Workbench.of(config, folder, corpus, Throughput.measured(folder, config.device.kind))
+    bench = Workbench.of(config, folder, corpus, Experience.of(folder, config.device))
     key, there = settings_key(config), read_chosen(folder)
     chosen = there if there is not None and there.key == key else Chosen(key=key)
     return bench, chosen, next_batch(bench, chosen)

@@ -105,12 +105,15 @@ class Cluster:
             for pid in self.processes(node):
                 _signal(pid, signal.SIGKILL)
 
-    def start_daemon(self, name: str, *, wait: bool = True) -> None:
-        """Start a daemon, and what it does not start without, unless it runs; wait until it answers, or just runs."""
+    def start_daemon(self, name: str) -> None:
+        """Start a daemon, and what it does not start without, unless it runs; wait until it answers."""
         if self.pid(name) is not None:
             return
         if name == "slurmdbd":
             self.start_daemon("mariadbd")
+        if name == "slurmctld":  # killed before it had saved what it knows of accounts, it starts with accounting only
+            self.start_daemon("mariadbd")
+            self.start_daemon("slurmdbd")
         with suppress(FileNotFoundError):
             self._pid_file(name).unlink()
         with (self.base / "log" / f"{name}.out").open("ab") as out:
@@ -124,7 +127,7 @@ class Cluster:
                 close_fds=True,
                 start_new_session=True,
             )
-        until(lambda: self.pid(name) is not None and (not wait or self._answers(name)), 60)
+        until(lambda: self.pid(name) is not None and self._answers(name), 60)
 
     def stop_daemon(self, name: str) -> None:
         """Ask a daemon to end; ten seconds later end it."""

@@ -36,7 +36,7 @@ QUICK = ("sweep=smoke", "sweep.budgets=[1e10]", "sweep.sizes=4", *UNSPECIFIED)
 """Four runs for a trainer that only answers."""
 ON_SLURM = ("cluster=slurm", "cluster.partition=scavenge", "cluster.account=lab", "cluster.pack_hours=0")
 """A task per run, where anyone's job of the other partition takes the nodes away."""
-VOLATILE = ("time", "attempt", "tokens_per_second")
+VOLATILE = ("time", "attempt", "tokens_per_second", "mfu")
 
 
 class Storm:
@@ -262,8 +262,7 @@ def _busy_node(storm: Storm) -> str:
 def _kill_daemon(name: str, seconds: float) -> Callable[[Storm], None]:
     def fault(storm: Storm) -> None:
         storm.cluster.kill_daemon(name)
-        # a controller does not answer before the database does, whose turn comes later
-        storm.later(seconds, name, lambda: storm.cluster.start_daemon(name, wait=False))
+        storm.later(seconds, name, lambda: storm.cluster.start_daemon(name))
 
     return fault
 

@@ -68,6 +68,14 @@ def test_a_task_does_its_runs_and_says_where(folder: SweepFolder, submitted: Sub
     assert "changed" not in attempt
 
 
+def test_what_submitit_may_leave_is_neither_trusted_nor_in_the_way(folder: SweepFolder, submitted: Submit) -> None:
+    path = submitted()
+    for name in ("100_0_0_result.pkl", "100_0_0_result.pkl.save_tmp", "100_submitted.pkl", "100_0_submitted.pkl"):
+        (path / "submitit" / name).write_bytes(b"stale")
+    assert life.live(path, []) == 0
+    assert whys(folder) == ["done", "done"]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_canarys_speed_sets_the_limits_of_those_that_wait(
     isoflop: Command,

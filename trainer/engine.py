@@ -22,6 +22,7 @@ from trainer.adamw import FlatAdamW
 from trainer.config import Precision
 from trainer.errors import UserError
 from trainer.kernels import CLEARLY, Attention, tune_attention
+from trainer.memory import HostMemory
 from trainer.model import Transformer, groups, initial_params, slots
 from trainer.native.build import library
 from trainer.native.model import NativeTransformer, chunk_of
@@ -158,6 +159,20 @@ def _native_wins(recipe: Recipe, chunk: int, threads: int) -> bool:
 def usual(dtype: Precision) -> Attention:
     """The attention path that is mostly the faster one on CPUs."""
     return Attention.manual if dtype is Precision.bf16 else Attention.sdpa
+
+
+class DeviceMemory:
+    """The most memory of a device that was in use since this was made: of a GPU's what torch held, of a host's above
+    what the process had before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._host = None if device.type == "cuda" else HostMemory()
+        if self._host is None:
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> int:
+        """Bytes."""
+        return torch.cuda.max_memory_allocated() if self._host is None else self._host.peak()
 
 
 def processor(device: torch.device) -> str:

@@ -27,7 +27,7 @@ from trainer.batches import eval_windows, train_batch
 from trainer.checkpoint import SLOTS, TRUNK
 from trainer.config import DeviceKind, Keep, Precision
 from trainer.corpus import Corpus, open_corpus
-from trainer.engine import choose_kernels, open_engine, usable
+from trainer.engine import DeviceMemory, choose_kernels, open_engine, usable
 from trainer.errors import MachineFault, UserError
 from trainer.legs import Leg, legs
 from trainer.lock import LockLost
@@ -75,6 +75,7 @@ def train(
     device = _device(config)
     corpus = _corpus(config, corpora_root)
     config = _tuned(folder, config, device)
+    memory = DeviceMemory(device)
     while True:
         run = _Run(folder, config, corpus, device)
         attempt = folder.start_attempt(job, run.updates)
@@ -92,7 +93,7 @@ def train(
                 continue
             raise
         break
-    folder.end_attempt(attempt, run.why or outcome)
+    folder.end_attempt(attempt, run.why or outcome, peak_bytes=memory.peak())
     tracker.finish(not outcome.startswith(STOPPED))
     if not outcome.startswith(STOPPED):
         checkpoint.free(folder.checkpoints, config.run_id, config.runtime.keep)
@@ -223,6 +224,9 @@ class _Run:
             "grad_norm": float(norm),
             "tokens_per_second": (self.step - self._clock_step) * batch / (time.perf_counter() - self._clock),
         }
+        if self.config.runtime.peak_flops:
+            reached = self.recipe.model.flops(row["tokens_per_second"])
+            row["mfu"] = reached / self.config.runtime.peak_flops
         if len(self.legs) > 1:
             row["update"] = self.updates - 1
         if leg.branch:
