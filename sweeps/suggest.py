@@ -17,7 +17,7 @@ from sweeps.axes import expand
 from sweeps.chosen import Batch, Chosen, read_chosen, settings_key, write_chosen
 from sweeps.config import Config, Design, Format
 from sweeps.cost import Experience
-from sweeps.optimal import Workbench, next_batch
+from sweeps.optimal import Workbench, begun, next_batch
 from sweeps.paths import SweepFolder
 from sweeps.planner import pinned_corpus, pinned_dtype
 from sweeps.precision import Reached, precision_so_far
@@ -47,8 +47,9 @@ def suggest(raw: DictConfig) -> tuple[Workbench, Chosen, Batch]:
     corpus = pinned_corpus(config.data, folder)
     bench = Workbench.of(config, folder, corpus, Experience.of(folder, config.device))
     key, there = settings_key(config), read_chosen(folder)
-    chosen = there if there is not None and there.key == key else Chosen(key=key)
-    return bench, chosen, next_batch(bench, chosen)
+    if there is None or there.key != key:
+        there = Chosen(key=key, batches=begun(bench, there))
+    return bench, there, next_batch(bench, there)
 
 
 def _body(raw: DictConfig) -> int:
