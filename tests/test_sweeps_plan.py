@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from sweeps.config import Config
 from sweeps.cost import total_flops
-from sweeps.recipes import batch_tokens, learning_rate, precision
+from sweeps.recipes import precision
+from sweeps.rules import batch_tokens, learning_rate
 from trainer.config import DeviceKind, OptimConfig, Precision
 from trainer.recipe import Recipe
 

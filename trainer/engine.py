@@ -51,8 +51,9 @@ class TorchEngine:
 
     def __init__(self, recipe: Recipe, initial: Tensor, *, attention: Attention, micro_batch: int) -> None:
         dtype = torch.bfloat16 if recipe.dtype is Precision.bf16 else torch.float32
-        self.optimizer = FlatAdamW(initial, recipe.optim, groups=groups(slots(recipe.model)), dtype=dtype)
-        self._model = Transformer(recipe.model, self.optimizer.params, attention)
+        layout = slots(recipe.model, recipe.scaling)
+        self.optimizer = FlatAdamW(initial, recipe.optim, groups=groups(layout), dtype=dtype)
+        self._model = Transformer(recipe.model, self.optimizer.params, attention, recipe.scaling, recipe.optim.z_loss)
         self._micro_batch = micro_batch
 
     def gradient(self, windows: Tensor) -> Tensor:
@@ -74,8 +75,17 @@ class NativeEngine:
     """The C++ step; it splits batches by itself."""
 
     def __init__(self, recipe: Recipe, initial: Tensor, *, chunk: int, threads: int) -> None:
-        self.optimizer = FlatAdamW(initial, recipe.optim, groups=groups(slots(recipe.model)), dtype=torch.float32)
-        self._model = NativeTransformer(recipe.model, self.optimizer.master, recipe.dtype, chunk=chunk, threads=threads)
+        layout = slots(recipe.model, recipe.scaling)
+        self.optimizer = FlatAdamW(initial, recipe.optim, groups=groups(layout), dtype=torch.float32)
+        self._model = NativeTransformer(
+            recipe.model,
+            self.optimizer.master,
+            recipe.dtype,
+            chunk=chunk,
+            threads=threads,
+            scaling=recipe.scaling,
+            z_loss=recipe.optim.z_loss,
+        )
 
     def gradient(self, windows: Tensor) -> Tensor:
         """As :class:`Engine` says."""
@@ -89,7 +99,7 @@ class NativeEngine:
 def open_engine(config: RunConfig, device: torch.device) -> Engine:
     """The engine that the config's kernels name, at the run's start."""
     recipe, kernels = config.recipe, config.kernels
-    initial = initial_params(recipe.model, recipe.seed).to(device)
+    initial = initial_params(recipe.model, recipe.seed, recipe.scaling).to(device)
     if kernels.get("step") == NATIVE:
         return NativeEngine(recipe, initial, chunk=int(kernels["chunk"]), threads=config.runtime.threads)
     micro_batch = config.runtime.micro_batch or recipe.sequences
@@ -120,7 +130,7 @@ def choose_kernels(config: RunConfig, device: torch.device) -> dict[str, Any]:
     """The fastest way to compute a run's steps here, tried out in under half a second where the model is small."""
     recipe, shape = config.recipe, config.recipe.model
     made = {"torch": str(torch.__version__), "processor": processor(device)}
-    if device.type == "cpu" and library(recipe.dtype) is not None:
+    if device.type == "cpu" and _native_can(recipe) and library(recipe.dtype) is not None:
         chunk = min(chunk_of(shape), recipe.sequences)
         if _native_wins(recipe, chunk, config.runtime.threads):
             return {"step": NATIVE, "chunk": chunk, **made}
@@ -133,6 +143,11 @@ def choose_kernels(config: RunConfig, device: torch.device) -> dict[str, Any]:
         device=device,
     )
     return {"step": TORCH, "attention": path.value, **made}
+
+
+def _native_can(recipe: Recipe) -> bool:
+    """Whether the C++ step knows all that the recipe asks for."""
+    return not recipe.model.qk_norm
 
 
 def _native_wins(recipe: Recipe, chunk: int, threads: int) -> bool:

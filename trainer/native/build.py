@@ -27,6 +27,7 @@ class Spec(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("layers", "width", "heads", "head_size", "ffw", "vocabulary")),
         *((name, ctypes.c_int64) for name in ("sequence", "activation", "learned_positions", "tied_head", "params")),
         ("query_scale", ctypes.c_double),
+        ("z_loss", ctypes.c_double),
         ("angles", ctypes.c_void_p),
         ("offsets", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
@@ -43,7 +44,7 @@ def library(precision: str) -> ctypes.CDLL | None:
         return None
     try:
         found = ctypes.CDLL(str(_compiled(compiler, precision)))
-    except (OSError, subprocess.CalledProcessError):  # a compiler that cannot; a cache that cannot be written
+    except (OSError, RuntimeError, subprocess.CalledProcessError):  # no home, a full disk, a compiler that cannot
         return None
     found.isoflop_make.argtypes = [ctypes.POINTER(Spec), ctypes.c_int64, ctypes.c_int64]
     found.isoflop_make.restype = ctypes.c_void_p
