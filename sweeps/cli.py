@@ -15,6 +15,8 @@ VERBS = {
     "clean": "free the checkpoints of done points",
     "train": "one point, in this process",
     "fit": "the three Chinchilla approaches, from runs or from a CSV",
+    "export": "points as folders for Hugging Face's libraries",
+    "sample": "text from a point",
     "data prepare": "text of your own as token shards",
     "data check": "whether token shards are what their header says",
     "predict": "compute-optimal size, tokens and loss from a fit or a published law",
