@@ -71,7 +71,8 @@ def _body(raw: DictConfig) -> int:
 HELP = """isoflop export [sweep=NAME] [point=ID or its beginning] [out=FOLDER]
 
 The newest checkpoint of each point as a folder <out>/<point id> for transformers' AutoModelForCausalLM and
-AutoTokenizer: fp32, safetensors. Layouts as model=llama; others are refused by name. A folder of the same state is left as it is."""
+AutoTokenizer: fp32, safetensors. Layouts as model=llama; others are refused by name. A folder of the same
+state is left as it is."""
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ def _body(raw: DictConfig) -> int:
     return 0
 
 
-HELP = """isoflop sample [sweep=NAME] point=ID or its beginning [prompt=TEXT] [tokens=N] [temperature=T] [top_k=K] [top_p=P]
+HELP = """isoflop sample [sweep=NAME] point=ID or its beginning [prompt=TEXT] [tokens=N] [temperature=T] [top_k=K]
 
 Text that a point's newest checkpoint goes on with, printed as it is drawn."""
 
