@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import FitConfig, Form, Valley
+from analysis.config import FitConfig, Form, Quantity, Valley
 from analysis.fitting.bootstrap import Resamples, percentile
 from analysis.fitting.curves import Curves
 from analysis.fitting.envelope import fit_envelope, refit_envelope
@@ -29,7 +29,7 @@ from analysis.fitting.values import (
 )
 from analysis.frontier import Fitted, array, estimates, scatter_about
 from analysis.planning.extensions import interval_if_bent
-from analysis.planning.information import Quantity, Target
+from analysis.planning.information import Target
 from analysis.planning.lackoffit import lack_of_fit
 from analysis.result import ConventionFit, Conventions, Envelope, Isoflop, Optimum, Parametric
 

@@ -79,6 +79,19 @@ class Valley(StrEnum):
     """Approach 3's surface along the budget."""
 
 
+class Quantity(StrEnum):
+    """What a design is to pin; logarithms but for the exponent, so that errors are relative."""
+
+    n_opt = "n_opt"
+    """N* at some C; D* has the same error, times the exponent of N in the cost of a token."""
+    exponent = "exponent"
+    """a in N* ~ C^a."""
+    loss = "loss"
+    """L(N, D)."""
+    loss_opt = "loss_opt"
+    """L* at some C."""
+
+
 class Fill(StrEnum):
     """Which missing number is taken from C = 6 N D."""
 

@@ -11,6 +11,7 @@ VERBS = {
     "plan": "what a sweep will train, and what it will cost",
     "submit": "start workers for what is missing; return at once",
     "status": "what has become of every point",
+    "suggest": "the points that would tell most next, by what is done",
     "cancel": "stop points, or take them back",
     "clean": "free the checkpoints of done points",
     "train": "one point, in this process",

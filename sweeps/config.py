@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from analysis.config import FitConfig, LawConfig
+from analysis.config import FitConfig, LawConfig, Quantity
 from trainer.config import (
     DataConfig,
     DeviceConfig,
@@ -29,6 +29,7 @@ class Design(StrEnum):
     horizons = "horizons"
     grid = "grid"
     points = "points"
+    optimal = "optimal"
 
 
 class Format(StrEnum):
@@ -75,6 +76,55 @@ class CentreConfig:
 
 
 @dataclass(kw_only=True)
+class TargetConfig:
+    """What an optimal design is to pin: N* or L* at some C (matmul count), the exponent a, or L(N, D); or a mix."""
+
+    quantity: Quantity = Quantity.n_opt
+    flops: float | None = None
+    """n_opt, loss_opt: C."""
+    params: float | None = None
+    """loss: N, as the prior counts it."""
+    tokens: float | None = None
+    """loss: D."""
+    weight: float = 1.0
+    """In a mix: what a variance counts; those of N* and L* are relative, that of the exponent is not."""
+    also: list[Any] = field(default_factory=list)
+    """Further targets, each a quantity with its numbers: ``sweep.target.also=[{quantity: exponent, weight: 36}]``."""
+    half_width: float | None = None
+    """Go batch by batch until the fit's interval of the target (``fit.level``) reaches no further than this to either
+    side, as a share of it; null designs once, for the whole limit."""
+
+
+@dataclass(kw_only=True)
+class CostConfig:
+    """What an optimal design may cost; one of the two."""
+
+    flops: float | None = None
+    """Training FLOPs of the sweep, matmul count."""
+    device_hours: float | None = None
+
+
+@dataclass(kw_only=True)
+class AllowedConfig:
+    """What an optimal design may ask for; ranges are [least, most], empty for any."""
+
+    window: float | None = 10.0
+    """Sizes within this factor of the compute-optimal one, either way: further off, the form is trusted blindly."""
+    params: list[float] = field(default_factory=list)
+    """Non-embedding parameters."""
+    tokens: list[float] = field(default_factory=list)
+    tokens_per_param: list[float] = field(default_factory=list)
+    """Of total parameters."""
+    memory_gb: float | None = None
+    """Of one run, as the plan says."""
+    runs: int | None = None
+    """At most."""
+    reserved: int = 5
+    """Budgets with a run near the compute-optimal size that is there to test the form, the highest one at most a third
+    of the limit; 0 for none."""
+
+
+@dataclass(kw_only=True)
 class SweepConfig:
     """Group ``sweep/``: the points."""
 
@@ -94,6 +144,17 @@ class SweepConfig:
     """grid: tokens per parameter (total), each crossed with every size."""
     points: str | None = None
     """points: a CSV with columns params (non-embedding) and tokens, or layers, d_model and tokens."""
+    target: TargetConfig = field(default_factory=TargetConfig)
+    """optimal: what is to be known."""
+    limit: CostConfig = field(default_factory=CostConfig)
+    """optimal: what the sweep may cost."""
+    allowed: AllowedConfig = field(default_factory=AllowedConfig)
+    """optimal: by which runs. Budgets, horizons and sizes, where they are listed, say which there are to choose from;
+    seeds, how often a point may be trained."""
+    pinned: list[Any] = field(default_factory=list)
+    """optimal: points it must have, each {params: non-embedding, tokens: D}, wherever they lie."""
+    excluded: list[Any] = field(default_factory=list)
+    """optimal: points it must not have: the beginning of an id, or {params: [least, most], tokens: [least, most]}."""
     seeds: list[int] = field(default_factory=lambda: [0])
     axes: dict[str, Any] = field(default_factory=dict)
     """Config key -> list of values, crossed with the points; ``"a, b": [[1, 2], [3, 4]]`` moves two keys together."""
@@ -138,7 +199,7 @@ class ClusterConfig:
     max_submit: int | None = None
     """slurm: tasks that the site lets one queue; runs are packed so that they fit."""
     canary: bool = False
-    """slurm: the cheapest point first, the rest once it has succeeded."""
+    """slurm: the cheapest point first, the rest once it has succeeded, with time limits from its speed."""
     signal_seconds: int = 120
     """slurm: so long before the time limit a task checkpoints."""
     setup: list[str] = field(default_factory=list)
@@ -218,6 +279,10 @@ class Config:
     """status, cancel, train, export, sample: one point, by id or the beginning of one."""
     watch: bool = False
     """status: refresh until every point has ended."""
+    report: bool = False
+    """plan: write plan.html with pictures of the points and of what they tell; implies forecast=true."""
+    write: bool = False
+    """suggest: add the points to the sweep."""
 
 
 @dataclass(kw_only=True)

@@ -28,6 +28,8 @@ class Target:
     shape: Shape
     tokens: float
     budget: float | None = None
+    seeds: tuple[int, ...] | None = None
+    """Which of the sweep's; None for all."""
 
 
 def targets(

@@ -17,6 +17,9 @@ from sweeps.sbatch import submit_arrays
 from sweeps.site import check_arrays, find_site
 from sweeps.snapshot import take
 
+UNMEASURED = 4.0
+"""How far a plan may be off before anything has been measured."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dispatch:
@@ -77,13 +80,15 @@ class Dispatch:
             first = arrays([cheapest], self.site)
         if not costs:
             return []
-        return self._submit(first, arrays(costs, self.site))
+        # Nothing of the sweep has been measured: ask for plenty, which the canary's speed then lowers.
+        site = replace(self.site, margin=self.site.margin * UNMEASURED) if first else self.site
+        return self._submit(first, arrays(costs, site))
 
     def _submit(self, first: list[Array], rest: list[Array]) -> list[Path]:
         every, waits = throttled([*first, *rest], self.free, self.before)
         if first:
             waits = [waits[0], *(",".join(filter(None, ["afterok:{0}", wait])) for wait in waits[1:])]
-        return submit_arrays(self.config, self.folder, every, take(self.folder), waits)
+        return submit_arrays(self.config, self.folder, every, take(self.folder), waits, canary=bool(first))
 
 
 def throttled(made: Sequence[Array], free: int | None, before: Sequence[str]) -> tuple[list[Array], list[str]]:

@@ -35,8 +35,9 @@ from sweeps.app import complain, run_verb, typed
 from sweeps.config import Config, FitCommand, FitSource, Format
 from sweeps.paths import SweepFolder
 from sweeps.points import read_plan
+from sweeps.probe import best_rates, flag_edges
 from sweeps.render import progress_line, say
-from sweeps.render_fit import fit_json, print_fit, print_summary
+from sweeps.render_fit import fit_json, print_fit, print_rates, print_summary
 from trainer.errors import UserError
 from trainer.files import write_whole
 
@@ -48,7 +49,13 @@ def fit_sweep(config: Config, folder: SweepFolder) -> None:
     reading = {"source": "runs", "root": config.root, "sweep": folder.name}
     reading |= {} if config.validation is None else {"validation": config.validation}
     out = Path(config.out) if config.out else folder.fit
-    fit_and_show(config, sweep_tables(folder, config.validation), out, title=folder.name, reading=reading)
+    tables = sweep_tables(folder, config.validation)
+    try:
+        fit_and_show(config, tables, out, title=folder.name, reading=reading)
+    except UserError as error:
+        if not best_rates(tables.points):
+            raise
+        say(f"no fit: {error}")  # of a sweep over rates nobody expects one
 
 
 def sweep_tables(folder: SweepFolder, validation: str | None) -> Tables:
@@ -66,12 +73,13 @@ def sweep_tables(folder: SweepFolder, validation: str | None) -> Tables:
         Exclusion(row=point, reason="its point has left the sweep's config")
         for point in tables.points.loc[~kept, "point_id"]
     )
-    return replace(
+    kept_tables = replace(
         tables,
         points=tables.points[kept],
         curves=tables.curves[tables.curves["run_id"].isin(tables.points.loc[kept, "run_id"])],
         excluded=tables.excluded + left,
     )
+    return flag_edges(kept_tables)
 
 
 def fit_and_show(
@@ -103,6 +111,8 @@ def fit_and_show(
     """
     _check_writable(out)
     laws = () if config.law.name is None else (law_from_config(config.law),)
+    if config.format is Format.table and (best := best_rates(tables.points)):
+        print_rates(best)
     groups = list(split(keep_where(tables, where), group_by))
     fits: list[tuple[Path, FitResult]] = []
     refused: list[tuple[str, str]] = []

@@ -22,7 +22,7 @@ from trainer.errors import UserError
 from trainer.shape import ParamCount, Shape
 
 FURTHER = (1.0, 10.0, 100.0)
-"""Times the largest budget: where optima are foretold unless ``forecast.targets`` says."""
+"""Times the largest budget: where optima are foretold unless ``forecast.targets`` or ``sweep.target`` says."""
 LEAST_REPLICATES = 100
 
 
@@ -72,6 +72,8 @@ def foretell(config: Config, plan: Plan, folder: SweepFolder) -> Outlook:
     if config.forecast.replicates < LEAST_REPLICATES:
         raise UserError(f"forecast.replicates={config.forecast.replicates} must be {LEAST_REPLICATES} or more.")
     targets = [factor * float(flops.max()) for factor in FURTHER]
+    if config.sweep.target.flops is not None:
+        targets = sorted({targets[0], config.sweep.target.flops})
     if config.forecast.targets:
         targets = sorted(numbers("forecast.targets", config.forecast.targets))
     told = forecast(
@@ -85,6 +87,7 @@ def foretell(config: Config, plan: Plan, folder: SweepFolder) -> Outlook:
         cost=fit_cost(params, tokens, flops),
         config=replace(config.fit, replicates=config.forecast.replicates, seed=config.forecast.seed),
         curve=_curves(config, points),
+        spent=np.array([point.flops_spent for point in points]),
     )
     hours = np.array([point.hours for point in points])
     return Outlook(
@@ -115,9 +118,11 @@ def cost_of(shapes: Sequence[Shape], count: ParamCount) -> Cost:
 
 
 def _curves(config: Config, points: Sequence[PlannedPoint]) -> Ints | None:
-    """Which points are horizons of one size: of one trunk, or of a design of horizons."""
-    if config.sweep.design is not Design.horizons:
+    """Which points are horizons of one trunk, or of one size in a design of horizons."""
+    by_size = config.sweep.design is Design.horizons
+    if not by_size and not any(point.run.recipe.branches for point in points):
         return None
-    known: dict[tuple[Shape, int], int] = {}
-    keys = [(point.run.recipe.model, point.run.recipe.seed) for point in points]
+    known: dict[object, int] = {}
+    recipes = [point.run.recipe for point in points]
+    keys = [(recipe.model, recipe.seed) if by_size else recipe.run_id for recipe in recipes]
     return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.int64)

@@ -54,6 +54,12 @@ class Job:
     """slurm: tasks at once."""
     job_id: str | None = None
     """slurm: the array's; None while only the intent is known."""
+    canary: str | None = None
+    """slurm: the job that must succeed before this one starts; its speed then sets this one's time limit."""
+    work_minutes: float = 0.0
+    """slurm: planned, of the longest task, without"""
+    margin: float = 1.0
+    """slurm: the factor between that and the time limit."""
     code: str | None = None
     """slurm: the snapshot that the tasks import (:mod:`sweeps.snapshot`)."""
 

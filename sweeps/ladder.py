@@ -41,6 +41,7 @@ def ladder(model: ModelConfig, *, vocabulary: int, sequence: int) -> list[Shape]
                 activation=model.activation,
                 positions=model.positions,
                 tied_head=model.tied_head,
+                qk_norm=model.qk_norm,
             )
             for layers in range(fewest, most + 1)
         ]

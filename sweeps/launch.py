@@ -54,6 +54,13 @@ def worker_slots(config: Config) -> int:
     return max(1, len(os.sched_getaffinity(0)) // config.trainer.threads)
 
 
+def has_gpu(devices: Path = Path("/dev")) -> bool:
+    """Whether this machine shows a GPU to its programs: NVIDIA's or AMD's driver has made its device files."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return any(devices.glob("nvidia[0-9]*")) or (devices / "kfd").exists() or (devices / "dxg").exists()
+
+
 def _gpus(slots: int) -> tuple[str, ...]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return tuple(visible.split(",")) if visible else tuple(str(number) for number in range(slots))

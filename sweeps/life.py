@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps import slurm
+from sweeps.canary import set_limits
 from sweeps.jobs import read_job
 from sweeps.ranks import RANKS
 from sweeps.snapshot import changes
@@ -73,6 +74,8 @@ def live(path: Path, signals: list[int]) -> int:
             sys.stderr.write(f"isoflop: {fault}\n")
             return 1
         if not signals:
+            if not failed and rank == 0:
+                set_limits(path, job)
             return 1 if failed else 0
         if signal.SIGUSR2 in signals:
             if rank == 0 and worker.unfinished():

@@ -20,6 +20,7 @@ class Partition:
     gpus: int
     cpus: int
     memory_mb: int
+    nodes: int
     here: bool
     """Whether every node has an address of this machine alone."""
 
@@ -27,18 +28,19 @@ class Partition:
 def partitions() -> dict[str, Partition]:
     """Every partition, from one sinfo."""
     found: dict[str, Partition] = {}
-    for line in ask("sinfo", "--noheader", "--format=%P|%l|%c|%m|%G|%o").splitlines():
+    for line in ask("sinfo", "--noheader", "--format=%P|%l|%c|%m|%G|%o|%D").splitlines():
         parts = line.strip().split("|")
-        if len(parts) != 6:
+        if len(parts) != 7:
             continue
         name = parts[0].removesuffix("*")
         one = Partition(
             name,
             parts[0].endswith("*"),
-            _minutes(parts[1]),
+            minutes(parts[1]),
             sum(int(number) for number in re.findall(r"gpu(?::[^:(,]+)?:(\d+)", parts[4])),
             int(re.sub(r"\D", "", parts[2]) or 0),
             int(re.sub(r"\D", "", parts[3]) or 0),
+            int(parts[6]),
             set(parts[5].split(",")) <= {"127.0.0.1", "localhost", os.uname().nodename},
         )
         known = found.get(name, one)
@@ -47,6 +49,7 @@ def partitions() -> dict[str, Partition]:
             gpus=max(one.gpus, known.gpus),
             cpus=max(one.cpus, known.cpus),
             memory_mb=max(one.memory_mb, known.memory_mb),
+            nodes=one.nodes + (known.nodes if name in found else 0),
             here=one.here and known.here,
         )
     return found
@@ -58,10 +61,12 @@ def max_array_size() -> int:
     return int(match[1]) if match else 1001
 
 
-def _minutes(limit: str) -> float:
-    """SLURM's ``[days-]hours:minutes:seconds``, or shorter, in minutes."""
+def minutes(limit: str) -> float:
+    """SLURM's ``[days-]hours:minutes:seconds``, or shorter, in minutes; infinite for what is none."""
     days, _, rest = limit.rpartition("-")
     parts = rest.split(":")
+    if limit.isdigit():
+        return int(limit)
     if not all(part.isdigit() for part in parts):
         return float("inf")
     numbers = [int(part) for part in parts]

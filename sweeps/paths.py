@@ -4,6 +4,7 @@
 
     <root>/corpora/<corpus id>/    shared by the root's sweeps
     <root>/<sweep>/plan.json       the last plan; plan.csv beside it
+    <root>/<sweep>/design.json     what an optimal design has chosen
     <root>/<sweep>/pins.json        the corpus that each data config got, and what auto meant
     <root>/<sweep>/jobs/<job>/     one per submitted job
     <root>/<sweep>/<run id>/       one per run

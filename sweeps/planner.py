@@ -15,14 +15,14 @@ from omegaconf import DictConfig
 from analysis.laws.law import Law, find_law, law_from_config
 from sweeps.app import config_dirs, typed
 from sweeps.axes import expand
-from sweeps.config import Config
-from sweeps.cost import Throughput, step_memory, total_seconds
+from sweeps.config import Config, Design
+from sweeps.cost import Experience, total_seconds
 from sweeps.design import Target, targets
 from sweeps.paths import SweepFolder
 from sweeps.points import Plan, PlannedPoint
 from sweeps.recipes import check_rules, make_runtime, precision
 from sweeps.render import progress_line
-from sweeps.trunks import budget_error, grouped, horizon_of, seeds
+from sweeps.trunks import Runs, budget_error, grouped, horizon_of, seeds
 from trainer.config import DataConfig, Precision, Source, plain
 from trainer.corpus import CorpusFacts, corpus_key, open_corpus, prepare_corpus, unspecified_corpus
 from trainer.errors import UserError
@@ -30,8 +30,13 @@ from trainer.recipe import Horizon
 from trainer.runfolder import RunConfig
 
 
-def make_plan(config: DictConfig) -> Plan:
+def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
     """Resolve a config into a plan; makes the corpus if the root has none yet, and pins it to the sweep.
+
+    Parameters
+    ----------
+    after
+        Of an optimal design that goes batch by batch: choose a further batch after this many.
 
     Raises
     ------
@@ -40,24 +45,22 @@ def make_plan(config: DictConfig) -> Plan:
     """
     base: Config = typed(config)
     folder = SweepFolder.of(base.root, base.sweep.name)
-    throughput = Throughput.measured(folder, base.device.kind)
+    experience = Experience.of(folder, base.device)
     points: dict[str, PlannedPoint] = {}
     refused = []
+    design: Mapping[str, Any] | None = None
     for axes, varied in expand(config):
         check_rules(varied)
         varied.model.dtype = pinned_dtype(varied, folder)
         corpus = pinned_corpus(varied.data, folder)
         law = None if varied.law.name is None else law_from_config(varied.law)
-        wanted = targets(
-            varied.sweep,
-            varied.model,
-            vocabulary=corpus.vocabulary,
-            sequence=varied.data.sequence,
-            law=lambda name: find_law(name, config_dirs()),
-        )
-        runs, unfit = grouped(varied, wanted, corpus.id)
-        refused += [_refused_row(target, seed, axes, reason) for target, seed, reason in unfit]
-        for target, seed in ((target, seed) for target in wanted for seed in seeds(varied)):
+        batches, design = _wanted(varied, folder, corpus, experience, after if design is None else None)
+        runs: Runs = {}
+        for batch in batches:  # points of several batches share no trunk: a run that has begun stays what it is
+            made, unfit = grouped(varied, batch, corpus.id)
+            runs |= made
+            refused += [_refused_row(target, seed, axes, reason) for target, seed, reason in unfit]
+        for target, seed in ((target, seed) for batch in batches for target in batch for seed in seeds(varied)):
             if (target, seed) not in runs:
                 continue
             recipe, asked = runs[target, seed]
@@ -65,13 +68,13 @@ def make_plan(config: DictConfig) -> Plan:
             run = RunConfig(
                 sweep=base.sweep.name,
                 recipe=recipe,
-                runtime=make_runtime(varied, recipe),
+                runtime=make_runtime(varied, recipe, experience),
                 budget=asked[recipe.steps],
                 budgets=tuple(asked[horizon.steps] for horizon in recipe.horizons) if recipe.branches else (),
                 axes=axes,
                 provenance=provenance(),
             )
-            planned = _planned_point(varied, run, horizon_of(recipe, target), target, throughput, law)
+            planned = _planned_point(varied, run, horizon_of(recipe, target), target, experience, law)
             if planned.point_id in points:
                 raise UserError(
                     f"sweep: two points are the same run, {planned.point_id}; let every axis of sweep.axes "
@@ -81,17 +84,38 @@ def make_plan(config: DictConfig) -> Plan:
     if not points:
         first = refused[0]["reason"] if refused else "the design is empty"
         raise UserError(f"sweep={base.sweep.name}: no point is left of {len(refused)}; the first was refused: {first}")
-    return Plan(sweep=base.sweep.name, points=list(points.values()), refused=refused)
+    return Plan(sweep=base.sweep.name, points=list(points.values()), refused=refused, design=design)
+
+
+def _wanted(
+    config: Config, folder: SweepFolder, corpus: CorpusFacts, experience: Experience, after: int | None
+) -> tuple[list[list[Target]], Mapping[str, Any] | None]:
+    """The design's points, batch by batch; of an optimal one, chosen now if it was not, also what it says of itself."""
+    if config.sweep.design is Design.optimal:
+        from sweeps.optimal import Workbench, choose  # here, because it takes scipy half a second
+
+        seeds(config)
+        bench = Workbench.of(config, folder, corpus, experience)
+        chosen = choose(bench, after=after)
+        return chosen.targets(bench.shapes), chosen.to_dict()
+    wanted = targets(
+        config.sweep,
+        config.model,
+        vocabulary=corpus.vocabulary,
+        sequence=config.data.sequence,
+        law=lambda name: find_law(name, config_dirs()),
+    )
+    return [wanted], None
 
 
 def _planned_point(
-    config: Config, run: RunConfig, horizon: Horizon, target: Target, throughput: Throughput, law: Law | None
+    config: Config, run: RunConfig, horizon: Horizon, target: Target, experience: Experience, law: Law | None
 ) -> PlannedPoint:
     """A point with what it will cost: of its run, the part that its own updates make."""
     recipe, device = run.recipe, config.device
     share = horizon.own / recipe.updates
-    hours = share * total_seconds(run, throughput.at(recipe.model, device)) / 3600
-    memory_gb = step_memory(recipe, run.runtime.micro_batch or recipe.sequences, run.runtime.device) / 1e9
+    hours = share * total_seconds(run, experience.flops_per_second(recipe, device)) / 3600
+    memory_gb = experience.memory(recipe, run.runtime.micro_batch or recipe.sequences, run.runtime.device) / 1e9
     return PlannedPoint(
         horizon=horizon,
         run=run,

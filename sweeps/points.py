@@ -82,6 +82,8 @@ class Plan:
     sweep: str
     points: Sequence[PlannedPoint]
     refused: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    design: Mapping[str, Any] | None = None
+    """Of an optimal design: its batches, and what it says of them."""
     forecast: Mapping[str, Any] | None = None
     """What it may be expected to show; None where nobody asked."""
 
@@ -104,6 +106,7 @@ class Plan:
             "points": [point.row() for point in self.points],
             "refused": [dict(refusal) for refusal in self.refused],
             "totals": self.totals,
+            "design": None if self.design is None else dict(self.design),
             "forecast": None if self.forecast is None else dict(self.forecast),
         }
 

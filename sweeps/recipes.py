@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.config import Config
-from sweeps.cost import step_memory
-from trainer.config import DeviceKind, OptimConfig, Precision, ScheduleConfig
+from sweeps.cost import NONE_YET, Experience
+from sweeps.rules import batch_for, rate_for
+from trainer.config import DeviceKind, OptimConfig, Parametrisation, Precision, ScheduleConfig
 from trainer.errors import UserError
 from trainer.legs import legs
-from trainer.recipe import Branch, DataRecipe, OptimRecipe, Recipe, ScheduleRecipe
+from trainer.recipe import Branch, DataRecipe, OptimRecipe, Recipe, Scaling, ScheduleRecipe
 from trainer.runfolder import Runtime
 from trainer.shape import Shape
 
@@ -25,7 +26,7 @@ def make_recipe(config: Config, shape: Shape, wanted: Sequence[float], seed: int
     mean of their tokens, the warm-up is the shortest one's.
     """
     mean = math.exp(sum(map(math.log, wanted)) / len(wanted)) if len(wanted) > 1 else wanted[0]
-    batch = batch_tokens(config.optim, mean, shape.sequence)
+    batch = batch_for(config.optim, shape, mean)
     horizons = sorted({steps_of(tokens, batch) for tokens in wanted})
     optim = config.optim
     schedules = [_schedule(config.schedule, steps, horizons[0]) for steps in horizons]
@@ -33,13 +34,15 @@ def make_recipe(config: Config, shape: Shape, wanted: Sequence[float], seed: int
         model=shape,
         data=DataRecipe(corpus=corpus, eval_windows=config.data.eval_windows),
         optim=OptimRecipe(
-            lr=learning_rate(optim, shape.d_model, batch),
+            lr=rate_for(optim, shape, mean, batch),
             batch=batch,
             beta1=optim.beta1,
             beta2=optim.beta2,
             eps=optim.eps,
             weight_decay=optim.weight_decay,
             clip=optim.clip,
+            z_loss=optim.z_loss,
+            guard=optim.guard,
         ),
         schedule=schedules[-1],
         steps=horizons[-1],
@@ -48,36 +51,22 @@ def make_recipe(config: Config, shape: Shape, wanted: Sequence[float], seed: int
             for steps, schedule in zip(horizons[:-1], schedules, strict=False)
         ),
         seed=seed,
+        scaling=_scaling(optim),
         dtype=precision(config.model.dtype, config.device.kind),
         command=config.trainer.command,
     )
 
 
+def _scaling(optim: OptimConfig) -> Scaling | None:
+    rule = optim.parametrisation
+    if rule is Parametrisation.standard:
+        return None
+    return Scaling(rule=rule, width=optim.base_width, layers=optim.base_layers)
+
+
 def steps_of(tokens: float, batch: int) -> int:
     """The whole batches nearest to the wanted tokens."""
     return max(1, round(tokens / batch))
-
-
-def batch_tokens(optim: OptimConfig, tokens: float, sequence: int) -> int:
-    """The batch rule, in tokens: a power of two near tokens / divisor, clipped, in whole sequences."""
-    power: float = 2.0 ** round(math.log2(tokens / optim.batch_divisor))
-    clipped = min(max(power, optim.batch_min), optim.batch_max)
-    return max(1, round(clipped / sequence)) * sequence
-
-
-def learning_rate(optim: OptimConfig, d_model: int, batch: int) -> float:
-    """The rate rule: lr (width / lr_width)^lr_width_power (batch / lr_batch)^lr_batch_power."""
-    width, size = d_model / optim.lr_width, batch / optim.lr_batch
-    try:
-        rate = optim.lr * width**optim.lr_width_power * size**optim.lr_batch_power
-    except OverflowError:
-        rate = math.inf
-    if not 0 < rate < math.inf:
-        raise UserError(
-            f"optim: the rules give a width of {d_model} and a batch of {batch} the rate {rate}; check optim.lr, "
-            "optim.lr_width_power and optim.lr_batch_power."
-        )
-    return float(f"{rate:.12g}")  # the last bits of a power depend on the machine, and ids on the rate
 
 
 def precision(wanted: Precision, device: DeviceKind) -> Precision:
@@ -87,7 +76,7 @@ def precision(wanted: Precision, device: DeviceKind) -> Precision:
     return Precision.bf16 if device is DeviceKind.cuda or _cpu_multiplies_bf16() else Precision.fp32
 
 
-def make_runtime(config: Config, recipe: Recipe) -> Runtime:
+def make_runtime(config: Config, recipe: Recipe, experience: Experience = NONE_YET) -> Runtime:
     """How the run is executed."""
     trainer = config.trainer
     # Rounded up, so that a share of 0.85 lies within the last 15 %, which Approach 1 reads.
@@ -100,19 +89,20 @@ def make_runtime(config: Config, recipe: Recipe) -> Runtime:
     return Runtime(
         device=config.device.kind,
         threads=trainer.threads,
-        micro_batch=trainer.micro_batch or micro_batch(config, recipe),
+        micro_batch=trainer.micro_batch or micro_batch(config, recipe, experience),
         eval_steps=tuple(sorted(steps)),
         log_every=max(1, recipe.updates // trainer.rows),
         checkpoint_seconds=trainer.checkpoint_seconds,
         keep=trainer.keep,
         tracking=config.tracking,
+        peak_flops=config.device.flops_per_second,
     )
 
 
-def micro_batch(config: Config, recipe: Recipe) -> int:
+def micro_batch(config: Config, recipe: Recipe, experience: Experience) -> int:
     """Most sequences per forward pass that the device holds: the batch halved until it fits; 0 for all of it."""
-    sequences = recipe.sequences
-    while sequences > 1 and step_memory(recipe, sequences, config.device.kind) > config.device.memory_gb * 1e9:
+    sequences, room = recipe.sequences, config.device.memory_gb * 1e9
+    while sequences > 1 and experience.memory(recipe, sequences, config.device.kind) > room:
         sequences = -(-sequences // 2)
     return 0 if sequences == recipe.sequences else sequences
 
@@ -128,8 +118,9 @@ BELOW_ONE = ("in [0, 1)", lambda value: 0 <= value < 1)
 
 RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("optim.lr", "optim.lr_width", "optim.lr_batch", "optim.batch_divisor", "optim.eps"), POSITIVE),
-    **dict.fromkeys(("optim.batch_min", "optim.batch_max"), ONE_OR_MORE),
+    **dict.fromkeys(("optim.batch_min", "optim.batch_max", "optim.base_width", "optim.base_layers"), ONE_OR_MORE),
     **dict.fromkeys(("optim.weight_decay", "optim.clip", "trainer.micro_batch"), NOT_NEGATIVE),
+    **dict.fromkeys(("optim.z_loss", "optim.guard"), NOT_NEGATIVE),
     **dict.fromkeys(("cluster.workers", "schedule.warmup_max_steps", "cluster.cpus_per_device"), NOT_NEGATIVE),
     **dict.fromkeys(("cluster.pack_hours", "cluster.signal_seconds", "cluster.devices_per_node"), NOT_NEGATIVE),
     **dict.fromkeys(("cluster.per_device", "cluster.margin"), ONE_OR_MORE),

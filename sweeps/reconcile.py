@@ -14,13 +14,13 @@ from pathlib import Path
 from sweeps.backlog import Backlog, read_backlog, settle
 from sweeps.config import Config, Executor, Retry
 from sweeps.dispatch import Dispatch
-from sweeps.launch import start_workers, worker_slots
+from sweeps.launch import has_gpu, start_workers, worker_slots
 from sweeps.paths import SweepFolder
 from sweeps.points import Plan, PlannedPoint, run_hours, write_plan
 from sweeps.slurm import Scheduler
 from sweeps.state import PointState, State, inspect, orphans
 from sweeps.takeback import cancel_runs, drop_idle, release_held
-from trainer.config import Source
+from trainer.config import DeviceKind, Source
 from trainer.errors import MachineFault, UserError
 from trainer.lock import Lock
 from trainer.runfolder import RunConfig, RunFolder, killed_by_limit, lost_in_a_row
@@ -201,6 +201,12 @@ def _check_limits(config: Config, missing: Sequence[PlannedPoint]) -> None:
 
 
 def _check_devices(config: Config, missing: Sequence[PlannedPoint]) -> None:
+    here = config.cluster.executor is Executor.local
+    if missing and here and config.device.kind is DeviceKind.cuda and config.trainer.command is None and not has_gpu():
+        raise UserError(
+            f"device.kind=cuda (device={config.device.name}), but this machine has no GPU that may be seen; choose "
+            "device=cpu, or a cluster= that has GPUs."
+        )
     for point in missing:
         if point.devices > 1 and config.trainer.command is None:
             raise UserError(

@@ -10,6 +10,7 @@ from analysis.fitting.values import Refused, RepeatedFit
 from analysis.frontier import if_it_holds
 from analysis.result import Approach, FitResult, Parametric
 from analysis.text import SHORT_TITLES, count_text, estimate_text, flops_text, prediction_text
+from sweeps.probe import Best
 from sweeps.render import print_json, say, stdout, table
 
 
@@ -52,6 +53,22 @@ def print_fit(fit: FitResult) -> None:
         say(f"note: {note}")
     for warning in fit.warnings:
         say(f"beware: {warning}")
+
+
+def print_rates(best: Sequence[Best]) -> None:
+    """The best learning rate of each size, and how far it moves over the sizes."""
+    shown = table("N total", "D", "<other axes", "rates tried", "best rate", "loss", "<remark",
+                  title="Best learning rate of each size (optim.lr, before what the rules make of it)")  # fmt: skip
+    for one in best:
+        remark = "at the edge of the rates tried: widen the axis" if one.edge else ""
+        shown.add_row(count_text(one.params), count_text(one.tokens), escape(one.others), str(one.rates),
+                      f"{one.rate:.3g}", f"{one.loss:.4f}", remark)  # fmt: skip
+    stdout().print(shown)
+    inside = [one for one in best if not one.edge]
+    sizes = [one.params for one in inside]
+    if len(set(sizes)) > 1:
+        moved = max(one.rate for one in inside) / min(one.rate for one in inside)
+        say(f"over a factor {max(sizes) / min(sizes):.3g} of N the best rate moves by a factor {moved:.3g}")
 
 
 def print_form(fit: FitResult) -> None:

@@ -51,6 +51,12 @@ class Site:
     """Tasks that one may have in the queue."""
     max_array: int
     """Tasks of one array."""
+    cpus: float = math.inf
+    """Of the largest node."""
+    node_memory_gb: float = math.inf
+    """Of the largest node."""
+    nodes: float = math.inf
+    """Of the largest partition."""
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -78,6 +84,8 @@ class Array:
     """Run ids of each, longest first."""
     throttle: int
     """Tasks at once."""
+    work_minutes: float = 0.0
+    """Planned, of its longest task, without the margin."""
 
 
 def arrays(runs: Sequence[RunCost], site: Site) -> list[Array]:
@@ -95,21 +103,22 @@ def _arrays(runs: Sequence[RunCost], site: Site) -> list[Array]:
     groups: dict[Resources, list[RunCost]] = {}
     for run in sorted(runs, key=lambda run: -run.hours):
         groups.setdefault(_resources(run, site), []).append(run)
-    tasks: dict[Resources, list[tuple[str, ...]]] = {}
+    tasks: dict[Resources, list[tuple[tuple[str, ...], float]]] = {}
     for need, members in sorted(groups.items()):
         packs = _packs(members, need, site)
-        limits = [_limit(minutes_of(pack, need, site), site) for pack in packs]
+        works = [_work_minutes(pack, need, site) for pack in packs]
+        limits = [limit(work, site.margin, site.max_hours) for work in works]
         if site.ceiling is not None:  # the arrays start one after another: as few as can be
             limits = [max(limits)] * len(limits)
-        for pack, minutes in zip(packs, limits, strict=True):
-            tasks.setdefault(replace(need, minutes=minutes), []).append(tuple(run.run_id for run in pack))
+        for pack, work, minutes in zip(packs, works, limits, strict=True):
+            tasks.setdefault(replace(need, minutes=minutes), []).append((tuple(run.run_id for run in pack), work))
     made = []
     for need, members_of in sorted(tasks.items(), key=lambda item: -item[0].minutes):
         for first in range(0, len(members_of), site.max_array):
-            part = tuple(members_of[first : first + site.max_array])
+            part, planned = zip(*members_of[first : first + site.max_array], strict=True)
             wide = need.nodes * need.devices
             throttle = len(part) if site.ceiling is None else min(len(part), max(1, site.ceiling // wide))
-            made.append(Array(resources=need, tasks=part, throttle=throttle))
+            made.append(Array(resources=need, tasks=part, throttle=throttle, work_minutes=max(planned)))
     return made
 
 
@@ -151,22 +160,27 @@ def _packs(runs: Sequence[RunCost], need: Resources, site: Site) -> list[list[Ru
 
 
 def minutes_of(pack: Sequence[RunCost], need: Resources, site: Site) -> float:
-    """How long a task may take: its runs one after another; CPU runs truly at once, as no schedule is longer than this.
+    """How long a task may take: its start, and its work with the margin."""
+    return START_MINUTES + site.margin * _work_minutes(pack, need, site)
+
+
+def _work_minutes(pack: Sequence[RunCost], need: Resources, site: Site) -> float:
+    """Planned: a task's runs one after another; CPU runs truly at once, as no schedule is longer than this.
 
     Graham's bound: the mean load of a slot plus what the longest run sticks out.
     """
     hours, longest = sum(map(_wall_hours, pack)), max(map(_wall_hours, pack))
     slots = 1 if site.gpus else need.at_once
-    return START_MINUTES + 60 * site.margin * (hours / slots + longest * (1 - 1 / slots))
+    return 60 * (hours / slots + longest * (1 - 1 / slots))
 
 
-def _limit(minutes: float, site: Site) -> int:
+def limit(work_minutes: float, margin: float, max_hours: float) -> int:
     """The next limit of the ladder; a task that would need more than the site's longest requeues itself."""
-    most = max(1, math.floor(site.max_hours * 60))
-    limit = LEAST_MINUTES
-    while limit < min(minutes, most):
-        limit *= 2
-    return min(limit, most)
+    most = max(1, math.floor(max_hours * 60))
+    found = LEAST_MINUTES
+    while found < min(START_MINUTES + margin * work_minutes, most):
+        found *= 2
+    return min(found, most)
 
 
 def _wall_hours(run: RunCost) -> float:

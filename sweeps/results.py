@@ -29,6 +29,8 @@ class Results:
     loss: Floats
     family: Ints
     """Points of one number differ in N, D and seed alone, so that one law is theirs."""
+    spent: Floats
+    """Training FLOPs of each point's own updates: what points of one trunk share counts once."""
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -64,13 +66,14 @@ def read_results(folders: Iterable[SweepFolder], params: ParamCount, runs: Colle
                 continue
             family = families.setdefault(_family(folder.name, config), len(families))
             shape = config.recipe.model
-            rows += [
-                (shape.params(params), record["tokens"], shape.flops(record["tokens"]), record["loss"], family)
-                for record in records
-            ]
-    columns = np.array(rows, dtype=np.float64).reshape(-1, 5).T
+            for record in records:
+                tokens, own = record["tokens"], config.recipe.horizon(record["point_id"]).own
+                spent = shape.flops(own * config.recipe.optim.batch)
+                rows.append((shape.params(params), tokens, shape.flops(tokens), record["loss"], family, spent))
+    columns = np.array(rows, dtype=np.float64).reshape(-1, 6).T
+    params_, tokens_, flops, loss, families_, spent_ = columns
     return Results(
-        params=columns[0], tokens=columns[1], flops=columns[2], loss=columns[3], family=columns[4].astype(np.int64)
+        params=params_, tokens=tokens_, flops=flops, loss=loss, family=families_.astype(np.int64), spent=spent_
     )
 
 

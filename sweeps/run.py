@@ -1,6 +1,7 @@
 """``isoflop run``: plan, submit, wait, fit, report. Interrupted at any moment and started again, it continues.
 
 isoflop run sweep=quickstart
+isoflop run sweep=ours sweep.design=optimal sweep.target={flops:1e24,half_width:0.05} sweep.limit.flops=1e21
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sweeps.planner import make_plan
 from sweeps.points import Plan
 from sweeps.reconcile import submit, workers_wanted
 from sweeps.render import live, say, say_refused, show_submission
+from sweeps.sequential import further, goes_on, has_ended
 from sweeps.slurm import Scheduler
 from sweeps.state import ENDED, PointState, State, inspect
 from trainer.errors import MachineFault, UserError
@@ -99,8 +101,13 @@ def _body(raw: DictConfig) -> int:
     folder, scheduler = SweepFolder.of(config.root, plan.sweep), Scheduler()
     try:
         with _terminated_as_interrupted():
-            show_submission(submit(config, plan, scheduler), None)  # stdout is for the fit
-            states = wait(config, plan, folder, scheduler)
+            while True:
+                show_submission(submit(config, plan, scheduler), None)  # stdout is for the fit
+                states = wait(config, plan, folder, scheduler)
+                longer = further(raw, config, folder, plan, say) if goes_on(config) and has_ended(states) else None
+                if longer is None:
+                    break
+                plan = longer
     except KeyboardInterrupt:
         if config.cluster.executor is Executor.slurm:
             return complain(f"interrupted; SLURM's jobs go on (`{again('cancel')}` ends them)", INTERRUPTED)
@@ -142,7 +149,8 @@ def by_cause(failed: Sequence[PointState]) -> dict[str | None, list[str]]:
 HELP = """isoflop run [sweep=NAME] [key=value ...]
 
 Plan a sweep, train what is missing, wait with a progress table, fit the three approaches and write the report.
-Started again after any interruption it continues."""
+Started again after any interruption it continues. With sweep.design=optimal and sweep.target.half_width it goes batch
+by batch, until the target's interval is as narrow or sweep.limit is spent."""
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ def _body(raw: DictConfig) -> int:
     say(f"{point_id} after {weights.tokens:,} tokens")
     for number in range(config.samples):
         how = Drawing(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, seed=config.seed + number)
-        decoder = Decoder(weights.config.recipe.model, weights.flat)
+        decoder = Decoder(weights.config.recipe.model, weights.flat, weights.config.recipe.scaling)
         drawn = generate(decoder, prompt, how, tokens=config.tokens, end=vocabulary.end_of_text)
         sys.stdout.write(config.prompt)
         for text in texts(drawn, vocabulary):

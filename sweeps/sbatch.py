@@ -33,9 +33,20 @@ NAMED = ("job_name", "time", "nodes", "ntasks_per_node", "cpus_per_task", "signa
 
 
 def submit_arrays(
-    config: Config, folder: SweepFolder, arrays: Sequence[Array], code: Path, dependencies: Sequence[str]
+    config: Config,
+    folder: SweepFolder,
+    arrays: Sequence[Array],
+    code: Path,
+    dependencies: Sequence[str],
+    *,
+    canary: bool = False,
 ) -> list[Path]:
     """Submit arrays; each waits for what ``dependencies`` says of it, where ``{n}`` is the id of the n-th array.
+
+    Parameters
+    ----------
+    canary
+        The first array is the others' canary.
 
     Raises
     ------
@@ -58,6 +69,9 @@ def submit_arrays(
             resources=asdict(array.resources),
             warning_seconds=warning_seconds(config, array),
             throttle=array.throttle,
+            canary=started[0].name if canary and started else None,
+            work_minutes=array.work_minutes,
+            margin=config.cluster.margin,
             code=code.name,
         )
         with disk_faults(path):

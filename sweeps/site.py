@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 from sweeps.config import ClusterConfig, Config
-from sweeps.partitions import Partition, max_array_size, partitions
+from sweeps.partitions import Partition, max_array_size, minutes, partitions
 from sweeps.resources import Array, Site
 from sweeps.slurm import Refused, Silent
 from trainer.config import DeviceKind
@@ -63,6 +64,13 @@ def find_site(config: Config, root: Path) -> Site:
             f"cluster.max_hours={cluster.max_hours:g} is over the {longest:.3g} hours that partition {_names(chosen)} "
             "allows; lower it, or choose another cluster.partition."
         )
+    own = str(cluster.sbatch.get("time", ""))
+    if own and minutes(own) > longest * 60:
+        raise UserError(
+            f"cluster.sbatch.time={own} is over the {longest:.3g} hours that partition {_names(chosen)} allows; leave "
+            "it out, or choose another cluster.partition."
+        )
+    ours = not {"mem", "mem_per_cpu", "mem-per-cpu"} & set(cluster.sbatch)
     return Site(
         gpus=gpus,
         devices_per_node=_devices_per_node(cluster, chosen) if gpus else cluster.devices_per_node or 1,
@@ -75,6 +83,9 @@ def find_site(config: Config, root: Path) -> Site:
         ceiling=cluster.max_gpus,
         max_tasks=cluster.max_submit,
         max_array=most - 1,
+        cpus=max((partition.cpus for partition in chosen), default=math.inf),
+        node_memory_gb=max((partition.memory_mb / 1024 for partition in chosen if ours), default=math.inf),
+        nodes=max((partition.nodes for partition in chosen), default=math.inf),
     )
 
 
@@ -84,8 +95,20 @@ def check_arrays(arrays: list[Array], site: Site) -> None:
     Raises
     ------
     UserError
-        If a task is wider than the ceiling, or more tasks are left than the site takes.
+        If a task needs more than a node or the partition has, or is wider than the ceiling, or more tasks are left
+        than the site takes.
     """
+    needs = [array.resources for array in arrays]
+    for what, most, wanted, fix in (
+        ("CPUs on a node", site.cpus, [need.cpus for need in needs], "cluster.cpus_per_device or cluster.per_device"),
+        ("GB of memory on a node", site.node_memory_gb, [need.memory_gb or 0 for need in needs], "cluster.memory_gb"),
+        ("nodes", site.nodes, [need.nodes for need in needs], "sweep.sizes or sweep.budgets"),
+    ):
+        if max(wanted, default=0) > most:
+            raise UserError(
+                f"a point needs {max(wanted)} {what}, but the partition has {most:.4g} at most; lower {fix}, or choose "
+                "another cluster.partition."
+            )
     widest = max((array.resources.nodes * array.resources.devices for array in arrays), default=0)
     if site.ceiling is not None and widest > site.ceiling:
         raise UserError(
@@ -109,12 +132,11 @@ def refusal(error: Refused, config: Config, array: Array) -> UserError:
 
 
 def _chosen(cluster: ClusterConfig, known: dict[str, Partition]) -> list[Partition]:
-    wanted = cluster.partition.split(",") if cluster.partition else [p.name for p in known.values() if p.default]
+    asked = cluster.sbatch.get("partition", cluster.partition)
+    wanted = asked.split(",") if asked else [p.name for p in known.values() if p.default]
     for name in wanted:
         if name not in known:
-            raise UserError(
-                f"cluster.partition={cluster.partition}: there is no partition {name}; choose from {', '.join(known)}."
-            )
+            raise UserError(f"cluster.partition={asked}: there is no partition {name}; choose from {', '.join(known)}.")
     return [known[name] for name in wanted]
 
 

@@ -113,7 +113,7 @@ def ask(*command: str, seconds: float = ASK_SECONDS) -> str:
         raise Silent(f"{command[0]} did not answer in {seconds:g} s") from None
     if said.returncode == 0:
         return said.stdout
-    lines = [line.strip() for line in said.stderr.splitlines() if line.strip()]
+    lines = [line.strip() for line in said.stderr.splitlines() if line.strip() and not line.startswith("Try ")]
     why = lines[-1].removeprefix(f"{command[0]}: ").removeprefix("error: ") if lines else "no reason given"
     if re.search(r"contact slurm|timed out|connection|socket|communication|slurmdbd|slurm_load", why, re.IGNORECASE):
         raise Silent(f"{command[0]}: {why}")
@@ -214,6 +214,11 @@ def release(ids: Sequence[str]) -> None:
 def requeue(task: str) -> None:
     """End a task and put it back into the queue."""
     ask("scontrol", "requeue", task)
+
+
+def shorten(job: str, minutes: int) -> None:
+    """Lower the time limit of a job that waits; to raise one takes an administrator."""
+    ask("scontrol", "update", f"jobid={job}", f"timelimit={minutes}")
 
 
 def _in_chunks(command: Sequence[str], ids: Sequence[str]) -> None:

@@ -21,6 +21,8 @@ from sweeps.paths import SweepFolder
 from trainer.files import disk_faults, write_json, write_whole
 
 PACKAGES = ("conf", "sweeps", "trainer", "analysis")
+CODE = (".py", ".yaml", ".csv", ".cpp", ".hpp")
+"""How the names of their files end, as far as a program reads them."""
 HERE = Path(__file__).resolve().parents[1]
 """The folder that holds the packages."""
 
@@ -96,4 +98,4 @@ def git(source: Path) -> tuple[str | None, str]:
 
 
 def _files(package: Path) -> list[Path]:
-    return [path for path in package.rglob("*") if path.is_file() and path.suffix in (".py", ".yaml")]
+    return [path for path in package.rglob("*") if path.is_file() and path.suffix in CODE]

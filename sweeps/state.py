@@ -114,9 +114,12 @@ def _inspect_point(run: RunFolder, row: Mapping[str, Any], backlog: Backlog, los
         return _absent(known, backlog)
     attempts = run.attempts()
     alive = holder(run.path) is not None
-    part = _Part.of(run, row, attempts)
-    known |= {"attempts": len(attempts), "spent_hours": part.spent * _spent_seconds(run, attempts, alive) / 3600}
     record = run.points().get(row["point_id"])
+    known |= {"attempts": len(attempts), "spent_hours": _spent_seconds(run, attempts, alive) / 3600}
+    if record is not None and row["point_id"] == row["run_id"]:  # the run's only point: no row need be read
+        return _ended(known, record)
+    part = _Part.of(run, row, attempts)
+    known["spent_hours"] *= part.spent
     if record is not None:
         return _ended(known, record)
     known |= part.progress(row["tokens"], alive)

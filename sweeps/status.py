@@ -18,6 +18,7 @@ from sweeps.paths import SweepFolder
 from sweeps.points import read_plan
 from sweeps.render import live, say, show_status
 from sweeps.render_point import find_log, show_point
+from sweeps.sequential import precision_line
 from sweeps.slurm import Scheduler
 from sweeps.state import ENDED, PointState, State, inspect, orphans
 from trainer.errors import UserError
@@ -65,6 +66,9 @@ def _body(raw: DictConfig) -> int:
         show_status(folder, states, [run.run_id for run in orphans(folder, plan)], config.format, stale)
         for state in [state for state in states if state.state is State.failed][:LOGS]:
             say(f"{state.point_id} failed, log: {find_log(folder, folder.run(state.run_id))}")
+        precision = precision_line(config, folder)
+        if precision is not None:
+            say(f"precision so far: {precision}")
     if stale is not None:
         say(f"SLURM does not answer ({stale}): what is queued may have changed, what has run is as shown")
     return 1 if any(state.state is State.failed for state in states) else 0

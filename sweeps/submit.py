@@ -10,27 +10,41 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from sweeps.app import again, run_verb, typed
+from sweeps.backlog import read_backlog
 from sweeps.config import Config
+from sweeps.paths import SweepFolder
 from sweeps.planner import make_plan
+from sweeps.points import Plan
 from sweeps.reconcile import submit
 from sweeps.render import say, say_refused, show_submission
+from sweeps.sequential import further, goes_on, has_ended
 from sweeps.slurm import Scheduler
+from sweeps.state import PointState, inspect
 
 
 def _body(raw: DictConfig) -> int:
     config: Config = typed(raw)
     plan = make_plan(raw)
+    scheduler, folder = Scheduler(), SweepFolder.of(config.root, plan.sweep)
+    if goes_on(config) and has_ended(_states(config, plan, folder, scheduler)):
+        plan = further(raw, config, folder, plan, say) or plan
     say_refused(plan)
-    submission = submit(config, plan, Scheduler())
+    submission = submit(config, plan, scheduler)
     show_submission(submission, config.format)
     if submission.submitted:
         say(f"watch it with `{again('status', 'watch=true')}`")
     return 0
 
 
+def _states(config: Config, plan: Plan, folder: SweepFolder, scheduler: Scheduler) -> list[PointState]:
+    backlog = read_backlog(folder, scheduler)
+    return inspect(folder, plan.to_dict(), config.limits.lost_attempts, backlog)
+
+
 HELP = """isoflop submit [sweep=NAME] [retry=oom|timeout|all] [cancel_left=true] [confirm=true] [key=value ...]
 
-Start workers for the points that are not done, running or queued, and return at once. Safe to repeat."""
+Start workers for the points that are not done, running or queued, and return at once. Safe to repeat: where a design
+goes batch by batch (sweep.target.half_width), a submit after the last batch has ended starts the next one."""
 
 
 def main() -> None:

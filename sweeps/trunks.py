@@ -27,7 +27,7 @@ def grouped(config: Config, wanted: Sequence[Target], corpus: str) -> tuple[Runs
     unfit: Unfit = []
     for targets in _together(config, wanted):
         for seed in seeds(config):
-            fit = list(targets)
+            fit = [target for target in targets if target.seeds is None or seed in target.seeds]
             while fit:
                 recipe = make_recipe(config, fit[0].shape, [target.tokens for target in fit], seed, corpus)
                 reasons = {target: _refusal(config, recipe, target) for target in fit}

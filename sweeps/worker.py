@@ -136,6 +136,7 @@ def execute(
     with Lock(folder.path, job=job) as lock:
         if lock is None:
             return None
+        folder.check_owner = lambda: _check_owner(lock)
         prepare()
         poll = _Poll(lambda: _stop_reason(folder, lock, should_stop))
         _close_lost_attempt(folder)
@@ -178,9 +179,13 @@ class _Poll:
         return self._answer
 
 
-def _stop_reason(folder: RunFolder, lock: Lock, should_stop: ShouldStop) -> str | None:
+def _check_owner(lock: Lock) -> None:
     if lock.was_lost():
         raise LockLost
+
+
+def _stop_reason(folder: RunFolder, lock: Lock, should_stop: ShouldStop) -> str | None:
+    _check_owner(lock)
     return "cancelled" if folder.cancel_path.exists() else should_stop()
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from analysis.config import Quantity
 from analysis.fitting.optimum import optimum
 from analysis.fitting.values import Cost, loss_of_laws
 from analysis.planning.candidates import Candidates, wsd
-from analysis.planning.information import Quantity, Target
+from analysis.planning.information import Target
 
 Losses = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Log L at N and D."""

@@ -28,7 +28,7 @@ class Fake:
         monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
         monkeypatch.setenv("FAKE_SLURM", str(folder))
         self.write(
-            {"next": 100, "jobs": {}, "fail": {}, "sacct": [], "sinfo": ["main*|1-00:00:00|64|256000|gpu:8|here"]}
+            {"next": 100, "jobs": {}, "fail": {}, "sacct": [], "sinfo": ["main*|1-00:00:00|64|256000|gpu:8|here|4"]}
         )
 
     def read(self) -> dict[str, Any]:

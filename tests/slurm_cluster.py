@@ -9,6 +9,7 @@ Partitions: ``main`` (preempts the next two), ``scavenge`` (ten seconds of grace
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import json
 import os
@@ -16,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -66,7 +68,15 @@ class Cluster:
 
     def start(self) -> None:
         """Start every daemon that does not run, the first time with a new database; returns when jobs can start."""
-        new = not self.conf.exists()
+        if self.conf.exists():
+            self._start(new=False)
+            return
+        # One new cluster at a time: mariadb-install-db fails beside another.
+        with (Path(tempfile.gettempdir()) / f"slurm-cluster-{os.getuid()}.lock").open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            self._start(new=True)
+
+    def _start(self, *, new: bool) -> None:
         if new:
             (self.base / "etc").mkdir(parents=True)
             ports = Ports.free(len(NODES))
@@ -101,6 +111,9 @@ class Cluster:
             return
         if name == "slurmdbd":
             self.start_daemon("mariadbd")
+        if name == "slurmctld":  # killed before it had saved what it knows of accounts, it starts with accounting only
+            self.start_daemon("mariadbd")
+            self.start_daemon("slurmdbd")
         with suppress(FileNotFoundError):
             self._pid_file(name).unlink()
         with (self.base / "log" / f"{name}.out").open("ab") as out:

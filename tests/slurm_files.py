@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +23,18 @@ class Ports:
 
     @classmethod
     def free(cls, nodes: int) -> Ports:
-        """Ports that nobody listens on now, held together until all are known, so that they differ."""
-        held = [socket.create_server(("127.0.0.1", 0)) for _ in range(3 + nodes)]
-        slurmctld, slurmdbd, mariadbd, *slurmd = (server.getsockname()[1] for server in held)
-        for server in held:
-            server.close()
-        return cls(slurmctld=slurmctld, slurmdbd=slurmdbd, mariadbd=mariadbd, slurmd=tuple(slurmd))
+        """A row of ports that nobody listens on now, below those that the kernel gives to whoever asks for any.
+
+        From a random place: a daemon of another cluster that is down for a moment wants its own port back.
+        """
+        while True:
+            first = random.randrange(10_000, 32_000)
+            ports = range(first, first + 3 + nodes)
+            with suppress(OSError):
+                for port in ports:
+                    socket.create_server(("127.0.0.1", port)).close()
+                slurmctld, slurmdbd, mariadbd, *slurmd = ports
+                return cls(slurmctld=slurmctld, slurmdbd=slurmdbd, mariadbd=mariadbd, slurmd=tuple(slurmd))
 
 
 def write_files(base: Path, ports: Ports, user: str) -> None:

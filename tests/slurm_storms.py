@@ -36,7 +36,7 @@ QUICK = ("sweep=smoke", "sweep.budgets=[1e10]", "sweep.sizes=4", *UNSPECIFIED)
 """Four runs for a trainer that only answers."""
 ON_SLURM = ("cluster=slurm", "cluster.partition=scavenge", "cluster.account=lab", "cluster.pack_hours=0")
 """A task per run, where anyone's job of the other partition takes the nodes away."""
-VOLATILE = ("time", "attempt", "tokens_per_second")
+VOLATILE = ("time", "attempt", "tokens_per_second", "mfu")
 
 
 class Storm:

@@ -9,12 +9,12 @@ from analysis_designs import BUDGETS, COST, FAR, LAW, N_OPT, NOISE, classic, law
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.config import FitConfig, Form, Objective
+from analysis.config import FitConfig, Form, Objective, Quantity
 from analysis.fitting.isoflop import group_budgets
 from analysis.fitting.parametric import fit_parametric
 from analysis.fitting.values import Cost, ParametricFit, Refused, loss_of_laws
 from analysis.planning.forecast import Expected, Forecast, forecast
-from analysis.planning.information import Quantity, Target, huber_factor, jacobian, standard_errors
+from analysis.planning.information import Target, huber_factor, jacobian, standard_errors
 from analysis.planning.noise import contradiction, estimate_noise, pure_error
 from trainer.errors import UserError
 

@@ -24,13 +24,13 @@ from analysis_designs import (
 from scipy.optimize import minimize_scalar
 
 from analysis import fit_tables, read_frame
-from analysis.config import FitConfig, Objective
+from analysis.config import FitConfig, Objective, Quantity
 from analysis.fitting.optimum import optimum
 from analysis.fitting.parametric import fit_parametric, refit_parametric
 from analysis.fitting.values import ParametricFit, loss_of_laws
 from analysis.frontier import if_it_holds
 from analysis.planning.extensions import NAMES, errors_if_bent, interval_if_bent, terms
-from analysis.planning.information import Quantity, Target, standard_errors
+from analysis.planning.information import Target, standard_errors
 from analysis.planning.lackoffit import LackOfFit, _holm, lack_of_fit
 from analysis.planning.optimal import Constraints, optimal_design
 from analysis.report.document import render_report

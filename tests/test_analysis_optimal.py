@@ -10,12 +10,12 @@ from analysis_designs import COST, FAR, LAW, N_OPT, NOISE, classic, grid, laws_a
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.config import Form
+from analysis.config import Form, Quantity
 from analysis.fitting.optimum import optimum
 from analysis.planning.bound import Problem, continuous_bound, elfving
 from analysis.planning.candidates import Candidates
 from analysis.planning.exchange import whole_runs
-from analysis.planning.information import Quantity, Target, standard_errors
+from analysis.planning.information import Target, standard_errors
 from analysis.planning.optimal import Constraints, Design, optimal_design
 from trainer.errors import UserError
 

@@ -72,3 +72,15 @@ def test_the_ceiling_of_devices_holds(slurm: Cluster, tmp_path: Path) -> None:
     assert len(storm.running()) == 2, "the others wait"
     gate.touch()
     storm.finish(300)
+
+
+def test_the_limits_of_those_that_wait_follow_from_the_canarys_speed(slurm: Cluster, tmp_path: Path) -> None:
+    slow = ("device.flops_per_second=2e6", "cluster.canary=true", "cluster.max_hours=20")
+    storm, gate = waiting_sweep(slurm, tmp_path, *slow)
+    assert storm.isoflop("submit").returncode == 0
+    limits = slurm.ask("squeue", "--noheader", "--array", "--format=%l").split()
+    assert set(limits) == {"5:20:00", "20:00:00"}
+    gate.touch()
+    until(lambda: any(run.points() for run in storm.folder.runs()), 300)
+    until(lambda: set(slurm.ask("squeue", "--noheader", "--array", "--format=%l").split()) <= {"10:00"}, 60)
+    storm.finish(300)

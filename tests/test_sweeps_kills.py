@@ -26,7 +26,7 @@ SMALL = [
     "limits.lost_attempts=1000",
     "fit.replicates=20",
 ]
-VOLATILE = ("time", "attempt", "tokens_per_second")
+VOLATILE = ("time", "attempt", "tokens_per_second", "mfu")
 
 
 def measured(run: RunFolder) -> tuple[dict[str, Any], list[dict[str, Any]]]:

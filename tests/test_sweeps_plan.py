@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeps.config import Config
-from sweeps.cost import Throughput, total_flops
-from sweeps.recipes import batch_tokens, learning_rate, precision
+from sweeps.cost import total_flops
+from sweeps.recipes import precision
+from sweeps.rules import batch_tokens, learning_rate
 from trainer.config import DeviceKind, OptimConfig, Precision
 from trainer.recipe import Recipe
 
@@ -275,16 +276,6 @@ def test_a_share_of_0_85_lies_in_the_last_15_percent() -> None:
         recipe = make_recipe(config, shape, [tokens], 0, "corpus")
         steps = make_runtime(config, recipe).eval_steps
         assert sum(step / recipe.steps >= 0.85 for step in steps) == 3
-
-
-def test_throughput_of_the_nearest_size_is_expected() -> None:
-    from trainer.config import DeviceConfig
-    from trainer.shape import Shape
-
-    shape = Shape(layers=2, d_model=48, heads=3, head_size=16, ffw=192, vocabulary=256, sequence=128)
-    device = DeviceConfig(flops_per_second=1e11, utilisation=0.5)
-    assert Throughput().at(shape, device) == 5e10
-    assert Throughput(((1e3, 1e9), (6e4, 2e9), (1e7, 3e9))).at(shape, device) == 2e9
 
 
 def test_evaluation_counts_towards_the_cost(plan: Callable[..., Answer]) -> None:

@@ -25,7 +25,7 @@ ON_SLURM = ["cluster=slurm", "cluster.pack_hours=0", "sweep.budgets=[1e10]"]
 @pytest.fixture
 def fake(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     fake = Fake(tmp_path_factory.mktemp("slurm") / "bin", monkeypatch)
-    fake.change(sinfo=[f"main*|1-00:00:00|64|256000|gpu:8|{os.uname().nodename}"])
+    fake.change(sinfo=[f"main*|1-00:00:00|64|256000|gpu:8|{os.uname().nodename}|4"])
     return fake
 
 
@@ -139,13 +139,18 @@ def test_a_silent_slurm_stops_submit_and_not_status(isoflop: Command, folder: Sw
         (["device=h100", "cluster.partition=short"], "the nodes of partition short have no GPUs"),
         (["cluster.max_submit=0"], "cluster.max_submit=0 must be null or 1 or more"),
         (["device.memory_gb=0.001", "cluster.max_gpus=1"], "but a point needs 2 devices at once"),
+        (["cluster.cpus_per_device=65"], "a point needs 65 CPUs on a node, but the partition has 64 at most; lower"),
+        (["cluster.memory_gb=251"], "a point needs 251 GB of memory on a node, but the partition has 250 at most"),
+        (["device.memory_gb=0.0001"], "nodes, but the partition has 4 at most; lower sweep.sizes"),
+        (["cluster.sbatch.time=2-00:00:00"], "cluster.sbatch.time=2-00:00:00 is over the 24 hours that partition main"),
+        (["cluster.sbatch.partition=nope"], "cluster.partition=nope: there is no partition nope"),
     ],
 )
 def test_what_the_site_would_refuse_is_refused_first(
     isoflop: Command, folder: SweepFolder, fake: Fake, overrides: list[str], sentence: str
 ) -> None:
     here = os.uname().nodename
-    fake.change(sinfo=[f"main*|1-00:00:00|64|256000|gpu:8(S:0-1)|{here}", f"short|30:00|64|256000|(null)|{here}"])
+    fake.change(sinfo=[f"main*|1-00:00:00|64|256000|gpu:8(S:0-1)|{here}|4", f"short|30:00|64|256000|(null)|{here}|4"])
     said = isoflop("submit", *smoke(folder, *ON_SLURM, *overrides))
     assert said.code == 2
     assert sentence in said.sentence
@@ -154,7 +159,7 @@ def test_what_the_site_would_refuse_is_refused_first(
 
 
 def test_a_root_that_nodes_cannot_see_is_refused(isoflop: Command, folder: SweepFolder, fake: Fake) -> None:
-    fake.change(sinfo=["main*|1-00:00:00|64|256000|gpu:8|node01,node02"])
+    fake.change(sinfo=["main*|1-00:00:00|64|256000|gpu:8|node01,node02|2"])
     said = isoflop("submit", *smoke(folder, *ON_SLURM))
     assert said.code == 2
     assert f"root={folder.root} lies " in said.sentence and "which compute nodes do not share" in said.sentence

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.paths import SweepFolder
-from sweeps.snapshot import PACKAGES, changes, git, take, versions
+from sweeps.snapshot import HERE, PACKAGES, changes, git, take, versions
 
 
 @pytest.fixture
@@ -86,3 +86,12 @@ def test_changes_name_what_differs(source: Path, sweep: SweepFolder) -> None:
         f"python 3.0.0 -> {now['python']}",
     ]
     assert changes(place / "nowhere") == []
+
+
+def test_everything_that_a_task_reads_is_in_it(sweep: SweepFolder) -> None:
+    place = take(sweep)
+    for name in PACKAGES:
+        there = {path.relative_to(HERE) for path in (HERE / name).rglob("*") if path.is_file()}
+        needed = {path for path in there if path.suffix not in (".pyc", ".png", ".md")}
+        assert all((place / path).exists() for path in needed), needed
+    assert (place / "trainer" / "native" / "step.cpp").exists()

@@ -68,6 +68,39 @@ def test_a_task_does_its_runs_and_says_where(folder: SweepFolder, submitted: Sub
     assert "changed" not in attempt
 
 
+def test_what_submitit_may_leave_is_neither_trusted_nor_in_the_way(folder: SweepFolder, submitted: Submit) -> None:
+    path = submitted()
+    for name in ("100_0_0_result.pkl", "100_0_0_result.pkl.save_tmp", "100_submitted.pkl", "100_0_submitted.pkl"):
+        (path / "submitit" / name).write_bytes(b"stale")
+    assert life.live(path, []) == 0
+    assert whys(folder) == ["done", "done"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_canarys_speed_sets_the_limits_of_those_that_wait(
+    isoflop: Command,
+    folder: SweepFolder,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: bool,
+) -> None:
+    fake = Fake(tmp_path_factory.mktemp("slurm") / "bin", monkeypatch)
+    slow = ["device.flops_per_second=2e6", "cluster.canary=true", "cluster.max_hours=20", "cluster.check_root=false"]
+    broken = ["trainer.command=false"] if fails else []
+    said = isoflop("submit", *smoke(folder, *ONE, *slow, *broken))
+    assert said.code == 0, said.err
+    canary, rest = sorted(open_jobs(folder).items(), key=lambda item: str(item[1].job_id))
+    assert (canary[1].canary, rest[1].canary) == (None, canary[0].name)
+    assert canary[1].resources["minutes"] == 320, "2.8 planned hours and half as much again"
+    assert rest[1].resources["minutes"] == 1200, "four times that is more than the site has"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "100")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    assert life.live(canary[0], []) == fails
+    told = [] if fails else ["update jobid=101 timelimit=10"]
+    assert fake.calls("scontrol")[1:] == told
+    assert open_jobs(folder)[rest[0]].resources["minutes"] == (1200 if fails else 10)
+
+
 def test_a_failed_run_fails_its_task_but_not_the_next_run(folder: SweepFolder, submitted: Submit) -> None:
     script = folder.root / "picky.sh"
     script.write_text(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +13,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trainer.files import json_text, read_lines
+from trainer.files import append_line, json_text, read_lines, write_whole
 from trainer.yamltext import yaml_text
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -40,6 +43,17 @@ def test_what_has_no_simple_form_is_left_to_the_library(infinite: float) -> None
 @given(VALUES.filter(lambda value: "Infinity" not in json.dumps(value)), st.integers(0, 3) | st.none())
 def test_json_reads_back_whatever_is_indented(value: Any, levels: int | None) -> None:
     assert json.loads(json_text(value, levels)) == value
+
+
+def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "run" / "whole", "x")
+        append_line(tmp_path / "run" / "lines", {})
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "run", *(tmp_path / "run").iterdir())}
+    assert modes == {"run": 0o750, "whole": 0o640, "lines": 0o640}, "the group reads"
 
 
 def test_json_has_a_line_for_each_row() -> None:

@@ -20,7 +20,12 @@ from trainer.text.vocabulary import Bytes
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"activation": Activation.swiglu, "tied_head": False}, {"positions": Positions.learned, "heads": 4}],
+    [
+        {},
+        {"qk_norm": True},
+        {"activation": Activation.swiglu, "tied_head": False},
+        {"positions": Positions.learned, "heads": 4},
+    ],
 )
 def test_the_decoder_is_the_model(changes: dict[str, object]) -> None:
     shape = small_shape(**changes)

@@ -15,7 +15,7 @@ from trainer.runfolder import RunConfig, RunFolder, Runtime
 from trainer.shape import Shape
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-VARYING = ("tokens_per_second", "time", "attempt")
+VARYING = ("tokens_per_second", "mfu", "time", "attempt")
 """What may differ between two runs of one recipe."""
 
 

@@ -47,13 +47,18 @@ class FlatAdamW:
                 total.add_(part)
             offset += part.numel()
 
+    def norm(self, *, tokens: int) -> Tensor:
+        """The norm of the mean's gradient, still on the device."""
+        norm: Tensor = torch.linalg.vector_norm(self.gradient) / tokens
+        return norm
+
     def update(self, lr: float, *, tokens: int) -> Tensor:
         """Clip, update, refresh the copy; returns the gradient's norm before clipping, still on the device.
 
         The gradient accumulated is that of a sum over ``tokens``; what is clipped and followed is that of the mean.
         """
         recipe = self._recipe
-        norm: Tensor = torch.linalg.vector_norm(self.gradient) / tokens
+        norm = self.norm(tokens=tokens)
         factor = (recipe.clip / (norm + 1e-6)).clamp_(max=1.0) if recipe.clip > 0 else 1.0
         self.gradient.mul_(factor / tokens)
         for number, (group, (param, gradient)) in enumerate(zip(self._groups, self._parts, strict=True)):

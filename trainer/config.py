@@ -45,6 +45,22 @@ class Precision(StrEnum):
     fp32 = "fp32"
 
 
+class Parametrisation(StrEnum):
+    """How starts, rates and multipliers follow from a model's size (see :mod:`trainer.scaling`)."""
+
+    standard = "standard"
+    mup = "mup"
+    completep = "completep"
+
+
+class RateRule(StrEnum):
+    """Where batch and rate come from (see :mod:`sweeps.rules`)."""
+
+    power = "power"
+    steplaw = "steplaw"
+    deepseek = "deepseek"
+
+
 class DeviceKind(StrEnum):
     """What torch calls the device."""
 
@@ -82,6 +98,8 @@ class ModelConfig:
     activation: Activation = Activation.gelu
     positions: Positions = Positions.rope
     tied_head: bool = True
+    qk_norm: bool = False
+    """RMSNorm of queries and keys, over each head."""
     head_size: int = 64
     ffw_ratio: float = 4.0
     """Feed-forward width over model width; rounded to a multiple of ``width_step``."""
@@ -121,12 +139,20 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class OptimConfig:
-    """Group ``optim/``: AdamW, with rules that set batch and learning rate from a run's width and tokens.
+    """Group ``optim/``: AdamW, with rules that set batch and learning rate from a run's size and tokens.
 
-    batch = 2^round(log2(tokens / batch_divisor)) clipped to [batch_min, batch_max], in tokens;
-    rate = lr (width / lr_width)^lr_width_power (batch / lr_batch)^lr_batch_power.
+    With ``rule=power``: batch = 2^round(log2(tokens / batch_divisor)) clipped to [batch_min, batch_max], in tokens;
+    rate = lr (width / lr_width)^lr_width_power (batch / lr_batch)^lr_batch_power. The published rules have their own
+    formulas, whose rate ``lr`` multiplies and whose batch is clipped alike.
     """
 
+    rule: RateRule = RateRule.power
+    parametrisation: Parametrisation = Parametrisation.standard
+    """mup, completep: rates, starts and multipliers of each tensor are those of the base shape, carried over;"""
+    base_width: int = 64
+    """of this width"""
+    base_layers: int = 2
+    """and so many layers (completep)."""
     lr: float = 0.01
     lr_width: float = 32
     lr_width_power: float = 0.0
@@ -143,6 +169,11 @@ class OptimConfig:
     weight_decay: float = 0.05
     clip: float = 1.0
     """Largest gradient norm; 0 switches clipping off."""
+    z_loss: float = 0.0
+    """Times the squared log of the softmax's sum, added to what is trained on (Chowdhery et al. 2022: 1e-4)."""
+    guard: float = 0.0
+    """Updates whose loss or gradient norm lies so many standard deviations above the last 128 are skipped and recorded,
+    as are those that are not finite; 0 switches the guard off, 6 is usual."""
 
 
 @dataclass(kw_only=True)

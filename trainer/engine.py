@@ -22,6 +22,7 @@ from trainer.adamw import FlatAdamW
 from trainer.config import Precision
 from trainer.errors import UserError
 from trainer.kernels import CLEARLY, Attention, tune_attention
+from trainer.memory import HostMemory
 from trainer.model import Transformer, groups, initial_params, slots
 from trainer.native.build import library
 from trainer.native.model import NativeTransformer, chunk_of
@@ -50,8 +51,9 @@ class TorchEngine:
 
     def __init__(self, recipe: Recipe, initial: Tensor, *, attention: Attention, micro_batch: int) -> None:
         dtype = torch.bfloat16 if recipe.dtype is Precision.bf16 else torch.float32
-        self.optimizer = FlatAdamW(initial, recipe.optim, groups=groups(slots(recipe.model)), dtype=dtype)
-        self._model = Transformer(recipe.model, self.optimizer.params, attention)
+        layout = slots(recipe.model, recipe.scaling)
+        self.optimizer = FlatAdamW(initial, recipe.optim, groups=groups(layout), dtype=dtype)
+        self._model = Transformer(recipe.model, self.optimizer.params, attention, recipe.scaling, recipe.optim.z_loss)
         self._micro_batch = micro_batch
 
     def gradient(self, windows: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ class NativeEngine:
 def open_engine(config: RunConfig, device: torch.device) -> Engine:
     """The engine that the config's kernels name, at the run's start."""
     recipe, kernels = config.recipe, config.kernels
-    initial = initial_params(recipe.model, recipe.seed).to(device)
+    initial = initial_params(recipe.model, recipe.seed, recipe.scaling).to(device)
     if kernels.get("step") == NATIVE:
         return NativeEngine(recipe, initial, chunk=int(kernels["chunk"]), threads=config.runtime.threads)
     micro_batch = config.runtime.micro_batch or recipe.sequences
@@ -119,7 +121,7 @@ def choose_kernels(config: RunConfig, device: torch.device) -> dict[str, Any]:
     """The fastest way to compute a run's steps here, tried out in under half a second where the model is small."""
     recipe, shape = config.recipe, config.recipe.model
     made = {"torch": str(torch.__version__), "processor": processor(device)}
-    if device.type == "cpu" and library(recipe.dtype) is not None:
+    if device.type == "cpu" and _native_can(recipe) and library(recipe.dtype) is not None:
         chunk = min(chunk_of(shape), recipe.sequences)
         if _native_wins(recipe, chunk, config.runtime.threads):
             return {"step": NATIVE, "chunk": chunk, **made}
@@ -132,6 +134,11 @@ def choose_kernels(config: RunConfig, device: torch.device) -> dict[str, Any]:
         device=device,
     )
     return {"step": TORCH, "attention": path.value, **made}
+
+
+def _native_can(recipe: Recipe) -> bool:
+    """Whether the C++ step knows all that the recipe asks for."""
+    return not recipe.model.qk_norm and recipe.scaling is None and not recipe.optim.z_loss
 
 
 def _native_wins(recipe: Recipe, chunk: int, threads: int) -> bool:
@@ -158,6 +165,20 @@ def _native_wins(recipe: Recipe, chunk: int, threads: int) -> bool:
 def usual(dtype: Precision) -> Attention:
     """The attention path that is mostly the faster one on CPUs."""
     return Attention.manual if dtype is Precision.bf16 else Attention.sdpa
+
+
+class DeviceMemory:
+    """The most memory of a device that was in use since this was made: of a GPU's what torch held, of a host's above
+    what the process had before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._host = None if device.type == "cuda" else HostMemory()
+        if self._host is None:
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> int:
+        """Bytes."""
+        return torch.cuda.max_memory_allocated() if self._host is None else self._host.peak()
 
 
 def processor(device: torch.device) -> str:

@@ -89,21 +89,26 @@ def _turn(x: Tensor, table: Tensor) -> Tensor:
 
 
 class _CrossEntropy(Function):
-    """Summed cross-entropy in nats of (n, V) logits, in fp32; the gradient is made in the forward pass."""
+    """Summed cross-entropy in nats of (n, V) logits, in fp32; the gradient is made in the forward pass.
+
+    With ``z`` the gradient is that of the loss plus z log(sum of exponentials)^2, the loss returned is without.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, target: Tensor, z: float) -> Tensor:
         log_p = torch.log_softmax(logits.float(), -1)
         index = target[:, None]
         loss = log_p.gather(1, index).sum().neg_()
         if logits.requires_grad:
-            grad = log_p.exp_().scatter_add_(1, index, log_p.new_full((), -1.0).expand_as(index))
+            weight = 1 + 2 * z * torch.logsumexp(logits.float(), -1, keepdim=True) if z else None
+            probability = log_p.exp_() if weight is None else log_p.exp_().mul_(weight)
+            grad = probability.scatter_add_(1, index, log_p.new_full((), -1.0).expand_as(index))
             ctx.save_for_backward(grad.to(logits.dtype))
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.saved_tensors[0], None  # the loss is where backward starts: its own gradient is 1
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.saved_tensors[0], None, None  # the loss is where backward starts: its own gradient is 1
 
 
 def lookup(table: Tensor, index: Tensor) -> Tensor:
@@ -132,9 +137,12 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return out
 
 
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Summed cross-entropy, in nats, of logits (n, V) against targets (n,); only to be differentiated itself."""
-    out: Tensor = _apply(_CrossEntropy, logits, target)
+def cross_entropy(logits: Tensor, target: Tensor, z: float = 0.0) -> Tensor:
+    """Summed cross-entropy, in nats, of logits (n, V) against targets (n,); only to be differentiated itself.
+
+    ``z`` weighs the z-loss that the gradient has besides.
+    """
+    out: Tensor = _apply(_CrossEntropy, logits, target, z)
     return out
 
 

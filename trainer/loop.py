@@ -27,11 +27,14 @@ from trainer.batches import eval_windows, train_batch
 from trainer.checkpoint import SLOTS, TRUNK
 from trainer.config import DeviceKind, Keep, Precision
 from trainer.corpus import Corpus, open_corpus
-from trainer.engine import choose_kernels, open_engine, usable
+from trainer.engine import DeviceMemory, choose_kernels, open_engine, usable
 from trainer.errors import MachineFault, UserError
+from trainer.guard import MOST_IN_A_ROW, Guard
 from trainer.legs import Leg, legs
+from trainer.limits import limits
 from trainer.lock import LockLost
-from trainer.runfolder import DIVERGED, DONE, RunConfig, RunFolder, final_record
+from trainer.model import flops_of, slots
+from trainer.runfolder import DIVERGED, DONE, RunConfig, RunFolder, final_record, finite_or_none
 from trainer.schedule import rate_factor
 from trainer.tracking import Tracker, branch_key, open_tracker, summary_of
 
@@ -75,6 +78,7 @@ def train(
     device = _device(config)
     corpus = _corpus(config, corpora_root)
     config = _tuned(folder, config, device)
+    memory = DeviceMemory(device)
     while True:
         run = _Run(folder, config, corpus, device)
         attempt = folder.start_attempt(job, run.updates)
@@ -92,7 +96,7 @@ def train(
                 continue
             raise
         break
-    folder.end_attempt(attempt, run.why or outcome)
+    folder.end_attempt(attempt, run.why or outcome, peak_bytes=memory.peak())
     tracker.finish(not outcome.startswith(STOPPED))
     if not outcome.startswith(STOPPED):
         checkpoint.free(folder.checkpoints, config.run_id, config.runtime.keep)
@@ -114,6 +118,12 @@ class _Window:
     """Of the corpus's first validation set."""
     set_losses: dict[str, float] = field(default_factory=dict)
     """The last ones, by validation set."""
+    evaluated: list[tuple[int, float]] = field(default_factory=list)
+    """(updates along the path, ``val_loss``), so far."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """A :class:`trainer.guard.Guard`, as a dictionary,"""
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    """and the updates it has skipped since the last row."""
 
 
 class _Run:
@@ -206,10 +216,25 @@ class _Run:
             )
         )
         self.tokens += batch[:, 1:].numel()
-        self.window.loss_sum += self.engine.gradient(batch)
-        self.window.updates += 1
+        loss = self.engine.gradient(batch)
         self.step += 1
+        if recipe.optim.guard:
+            norm = self.optimizer.norm(tokens=recipe.optim.batch)
+            if self._skips(float(loss) / recipe.optim.batch, float(norm)):
+                return norm
+        self.window.loss_sum += loss
+        self.window.updates += 1
         return self.optimizer.update(lr, tokens=recipe.optim.batch)
+
+    def _skips(self, loss: float, norm: float) -> bool:
+        """Whether the guard skips the update just prepared, which it then notes for the next row."""
+        guard = Guard(**self.window.guard)
+        reason = guard.judge(self.recipe.optim.guard, loss, norm)
+        self.window.guard = vars(guard)
+        if reason is not None:
+            noted = {"step": self.step - 1, "loss": finite_or_none(loss), "grad_norm": finite_or_none(norm)}
+            self.window.skipped.append(noted | {"reason": reason})
+        return reason is not None
 
     def _row(self, leg: Leg, lr: float, norm: Tensor, *, evaluated: bool) -> dict[str, Any]:
         """The row of the update just made; closes the log window."""
@@ -218,16 +243,21 @@ class _Run:
             "step": self.step - 1,
             "tokens": self.step * batch,
             "flops": self.recipe.model.flops(self.step * batch),
-            "train_loss": float(window.loss_sum) / (window.updates * batch),
+            "train_loss": float(window.loss_sum) / (window.updates * batch) if window.updates else None,
             "lr": lr,
             "grad_norm": float(norm),
             "tokens_per_second": (self.step - self._clock_step) * batch / (time.perf_counter() - self._clock),
         }
+        if self.config.runtime.peak_flops:
+            reached = self.recipe.model.flops(row["tokens_per_second"])
+            row["mfu"] = reached / self.config.runtime.peak_flops
         if len(self.legs) > 1:
             row["update"] = self.updates - 1
         if leg.branch:
             row["branch"] = leg.horizon.tokens
-        high = row["train_loss"] > self._guessing + 1 and self.step > self.recipe.schedule.warmup_steps
+        if window.skipped:
+            row["skipped"], window.skipped = window.skipped, []
+        high = (row["train_loss"] or 0.0) > self._guessing + 1 and self.step > self.recipe.schedule.warmup_steps
         window.high_rows = window.high_rows + 1 if high else 0
         window.loss_sum.zero_()
         window.updates = 0
@@ -235,6 +265,7 @@ class _Run:
             window.set_losses = self._validation_losses()
             row |= validation_keys(window.set_losses)
             window.val_loss = row["val_loss"]
+            window.evaluated.append((self.step, row["val_loss"]))
         self._clock, self._clock_step = time.perf_counter(), self.step
         return row
 
@@ -245,8 +276,13 @@ class _Run:
 
     def _divergence(self, leg: Leg, row: dict[str, Any]) -> str:
         """Why the run counts as diverged after this row; empty where it does not."""
-        for name in ("train_loss", "grad_norm", *validation_keys(self.window.set_losses)):
-            if not math.isfinite(row.get(name, 0.0)):
+        if self.window.guard.get("in_a_row", 0) >= MOST_IN_A_ROW:
+            return f"{DIVERGED}: the guard skipped {self.window.guard['in_a_row']} updates up to step {row['step']}"
+        guarded = self.recipe.optim.guard and "skipped" in row  # the norm may be that of an update not made
+        names = ("train_loss", *validation_keys(self.window.set_losses), *(() if guarded else ("grad_norm",)))
+        for name in names:
+            value = row.get(name)
+            if value is not None and not math.isfinite(value):
                 return f"{DIVERGED}: {name} is {row[name]} at step {row['step']}"
         if self.window.high_rows >= HIGH_ROWS:
             return f"{DIVERGED}: train_loss stayed above ln(vocabulary) + 1 up to step {row['step']}"
@@ -278,8 +314,8 @@ class _Run:
             decided = self.recipe.horizons[self.recipe.horizons.index(leg.horizon) :]
         else:
             decided = (leg.horizon,) if leg.ends_point else ()
-        if verdict == DONE and decided and self.tokens != leg.horizon.tokens:
-            raise RuntimeError(f"{self.tokens} tokens were trained where the plan has {leg.horizon.tokens}")
+        if verdict == DONE and decided:
+            self._check_achieved(leg)
         loss = self.window.val_loss if verdict == DONE else None
         known = self.folder.points()
         for horizon in decided:
@@ -294,11 +330,27 @@ class _Run:
                 bits_per_byte=None if loss is None else loss / math.log(2) / self.corpus.sets[0].bytes_per_token,
                 validation_sets={} if loss is None else set_losses(self.corpus, self.window.set_losses),
                 unique_tokens=min(self.tokens, self.corpus.train_tokens),
+                flags=[] if loss is None else limits(horizon, self.window.evaluated, self.window.guard),
                 attempt=attempt,
             )
             self.folder.write_point(record)
             told = summary_of(record)
             tracker.summary(told if horizon is self.recipe.horizons[-1] else {branch_key(horizon.tokens): told})
+
+    def _check_achieved(self, leg: Leg) -> None:
+        """Tokens as they were fed and FLOPs as the products of the tensors cost them, against the plan's.
+
+        Raises
+        ------
+        RuntimeError
+            If they are not those that were planned.
+        """
+        planned, shape = leg.horizon.tokens, self.recipe.model
+        if self.tokens != planned:
+            raise RuntimeError(f"{self.tokens} tokens were trained where the plan has {planned}")
+        counted = flops_of(slots(shape, self.recipe.scaling), shape) * self.tokens
+        if not math.isclose(counted, shape.flops(planned), rel_tol=1e-12):
+            raise RuntimeError(f"{counted:.6g} FLOPs were spent where the plan has {shape.flops(planned):.6g}")
 
     def _save(self) -> None:
         """Write a checkpoint over the older slot; the time it takes counts neither as training nor to the interval."""

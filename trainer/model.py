@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer.kernels import Attention, attend, causal_mask, cross_entropy, lookup, rms_norm, rotary_table, rotate
+from trainer.recipe import Scaling
+from trainer.scaling import factors
 from trainer.shape import Activation, Positions, Shape
 
 
@@ -59,31 +61,47 @@ class Group:
     eps: float
 
 
-def slots(shape: Shape) -> list[Slot]:
+def slots(shape: Shape, scaling: Scaling | None = None) -> list[Slot]:
     """Every parameter tensor of a shape, in the order of the flat parameters: those that learn alike lie together.
 
     Each matrix starts as N(0, 1/columns), tables included, so that a tied head starts with logits of order one;
-    those that write to the residual stream are scaled down by sqrt(2 layers) (Radford et al. 2019).
+    those that write to the residual stream are scaled down by sqrt(2 layers) (Radford et al. 2019). What another
+    parametrisation changes of that stands in :mod:`trainer.scaling`.
     """
     d, wide, ffw = shape.d_model, shape.attention_width, shape.ffw
     into = 2 * ffw if shape.activation is Activation.swiglu else ffw
-    residual = 1 / math.sqrt(2 * shape.layers)
+    by = factors(shape, scaling)
+    m, k = by.width, by.depth
 
-    def matrix(name: str, group: str, rows: int, columns: int, scale: float = 1.0) -> Slot:
-        return Slot(name=name, group=group, size=(rows, columns), std=scale / math.sqrt(columns))
+    def table(name: str, group: str, rows: int, scale: float = 1.0) -> Slot:
+        std = 1 / math.sqrt(by.table_columns)
+        return Slot(name=name, group=group, size=(rows, d), std=std, eps=1 / m, scale=scale)
 
-    out = [matrix("embedding", "embedding", shape.vocabulary, d)]
+    def matrix(name: str, group: str, rows: int, columns: int, start: float = 1.0, scale: float = 1.0) -> Slot:
+        std = start / math.sqrt(columns)
+        return Slot(
+            name=name, group=group, size=(rows, columns), std=std, rate=1 / m, decay=m, eps=1 / (m * k), scale=scale
+        )
+
+    def gains(name: str, size: int, eps: float) -> Slot:
+        return Slot(name=name, group="norms", size=(size,), std=0.0, decay=0.0, eps=eps)
+
+    residual = 1 / math.sqrt(2 * by.residual_layers)
+    out = [table("embedding", "embedding", shape.vocabulary, scale=1 / m)]
     if shape.positions is Positions.learned:
-        out.append(matrix("positions", "positions", shape.sequence, d))
+        out.append(table("positions", "positions", shape.sequence))
     for layer in range(shape.layers):
         out.append(matrix(f"{layer}.qkv", "attention", 3 * wide, d))
-        out.append(matrix(f"{layer}.attention_out", "attention", d, wide, residual))
+        out.append(matrix(f"{layer}.attention_out", "attention", d, wide, residual, 1 / k))
         out.append(matrix(f"{layer}.ffw_in", "ffw", into, d))
-        out.append(matrix(f"{layer}.ffw_out", "ffw", d, ffw, residual))
+        out.append(matrix(f"{layer}.ffw_out", "ffw", d, ffw, residual, 1 / k))
     if not shape.tied_head:
-        out.append(matrix("head", "head", shape.vocabulary, d))
-    names = [f"{layer}.norm_{part}" for layer in range(shape.layers) for part in ("attention", "ffw")]
-    out += [Slot(name=name, group="norms", size=(d,), std=0.0, decay=0.0) for name in (*names, "norm_out")]
+        out.append(table("head", "head", shape.vocabulary, scale=1 / m))
+    for layer in range(shape.layers):
+        out += [gains(f"{layer}.norm_{part}", d, 1 / (m * k)) for part in ("attention", "ffw")]
+        if shape.qk_norm:
+            out += [gains(f"{layer}.norm_{part}", shape.head_size, 1 / (m * k)) for part in ("q", "k")]
+    out.append(gains("norm_out", d, 1 / m))
     first = {learning: number for number, learning in reversed(list(enumerate(slot.learning for slot in out)))}
     return sorted(out, key=lambda slot: first[slot.learning])
 
@@ -94,12 +112,23 @@ def groups(layout: Sequence[Slot]) -> list[Group]:
     return [Group(sum(slot.params for slot in part), *learning) for learning, part in alike]
 
 
-def initial_params(shape: Shape, seed: int) -> Tensor:
+def flops_of(layout: Sequence[Slot], shape: Shape) -> float:
+    """Training FLOPs per token, counted from the tensors: two per number of a matrix that multiplies, and attention's.
+
+    The token table multiplies where it is the head too; both of attention's products are over whole sequences.
+    """
+    lookups = {"positions"} if shape.tied_head else {"positions", "embedding"}
+    matrices = sum(slot.params for slot in layout if len(slot.size) == 2 and slot.group not in lookups)
+    scores = sum(2 * shape.sequence * 2 * slot.size[1] for slot in layout if slot.name.endswith("attention_out"))
+    return 3 * (2 * matrices + scores)
+
+
+def initial_params(shape: Shape, seed: int, scaling: Scaling | None = None) -> Tensor:
     """The flat fp32 parameters a seed gives: the same numbers on every machine and device."""
     generator = torch.Generator().manual_seed(seed)
     flat = torch.ones(shape.params_total)
     offset = 0
-    for slot in slots(shape):
+    for slot in slots(shape, scaling):
         if slot.std:
             flat[offset : offset + slot.params].normal_(0.0, slot.std, generator=generator)
         offset += slot.params
@@ -109,11 +138,14 @@ def initial_params(shape: Shape, seed: int) -> Tensor:
 class Transformer:
     """Computes losses from flat parameters ``flat`` (params_total,), in their dtype and on their device."""
 
-    def __init__(self, shape: Shape, flat: Tensor, attention: Attention) -> None:
+    def __init__(
+        self, shape: Shape, flat: Tensor, attention: Attention, scaling: Scaling | None = None, z_loss: float = 0.0
+    ) -> None:
         self.shape = shape
         self.attention = attention
         self.tensors: dict[str, Tensor] = {}
-        layout = slots(shape)
+        self._z_loss = z_loss
+        layout = slots(shape, scaling)
         self._scale = {slot.name: slot.scale for slot in layout}
         offset = 0
         for slot in layout:
@@ -134,7 +166,7 @@ class Transformer:
             x = (x.view(batch, length, -1) + w["positions"][:length]).flatten(0, 1)
         for layer in range(shape.layers):
             qkv = self.linear(rms_norm(x, w[f"{layer}.norm_attention"]), f"{layer}.qkv")
-            mixed = self._mix(qkv.view(batch, length, -1)).flatten(0, 1)
+            mixed = self._mix(qkv.view(batch, length, -1), layer).flatten(0, 1)
             x = self.add(x, mixed, f"{layer}.attention_out")
             inner = self.linear(rms_norm(x, w[f"{layer}.norm_ffw"]), f"{layer}.ffw_in")
             x = self.add(x, self.activate(inner), f"{layer}.ffw_out")
@@ -149,15 +181,23 @@ class Transformer:
         """The residual stream plus what a matrix and its scale make of ``x``."""
         return torch.addmm(stream, x, self.tensors[name].t(), alpha=self._scale[name])
 
-    def _mix(self, qkv: Tensor) -> Tensor:
+    def _mix(self, qkv: Tensor, layer: int) -> Tensor:
         """Attention from projections (B, T, 3 H k) to (B, T, H k)."""
         wide = self.shape.attention_width
         qk, v = torch.split(qkv, [2 * wide, wide], -1)
+        if self.shape.qk_norm:
+            qk = torch.cat(
+                [self.norm_heads(x, f"{layer}.norm_{part}") for x, part in zip(qk.chunk(2, -1), "qk", strict=True)], -1
+            )
         if self.table is not None:
             qk = rotate(qk, self.table[: qk.shape[1]])
         split = (*qkv.shape[:2], self.shape.heads, self.shape.head_size)
         q, k, v = (x.view(split).transpose(1, 2) for x in (*qk.chunk(2, -1), v))
         return attend(q, k, v, self._mask, self.attention).transpose(1, 2).flatten(2)
+
+    def norm_heads(self, x: Tensor, name: str) -> Tensor:
+        """RMSNorm of each head of (..., H k)."""
+        return rms_norm(x.reshape(-1, self.shape.head_size), self.tensors[name]).view(x.shape)
 
     def activate(self, inner: Tensor) -> Tensor:
         """The non-linearity between the matrices of a feed-forward layer."""
@@ -169,8 +209,8 @@ class Transformer:
         return functional.silu(gate) * value
 
     def loss(self, windows: Tensor) -> Tensor:
-        """Summed cross-entropy, in nats, of windows (B, T + 1) of token ids."""
-        return cross_entropy(self.logits(windows[:, :-1]), windows[:, 1:].flatten())
+        """Summed cross-entropy, in nats, of windows (B, T + 1) of token ids; its gradient is that with the z-loss."""
+        return cross_entropy(self.logits(windows[:, :-1]), windows[:, 1:].flatten(), self._z_loss)
 
     def gradient(self, loss: Tensor) -> tuple[Tensor, ...]:
         """The gradient of a loss, a tensor for each slot, in the order of the flat parameters."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from trainer.config import Cooldown, Decay, Precision, plain
+from trainer.config import Cooldown, Decay, Parametrisation, Precision, plain
 from trainer.errors import UserError
 from trainer.shape import Activation, FlopCount, Positions, Shape
 
@@ -36,6 +36,17 @@ class OptimRecipe:
     eps: float
     weight_decay: float
     clip: float
+    z_loss: float = 0.0
+    guard: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """A parametrisation other than the standard one, and the shape it is the same at (see :mod:`trainer.scaling`)."""
+
+    rule: Parametrisation
+    width: int
+    layers: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +106,8 @@ class Recipe:
     command: str | None = None
     branches: tuple[Branch, ...] = ()
     """Shorter horizons on the same trunk, rising (wsd)."""
+    scaling: Scaling | None = None
+    """None: the standard parametrisation."""
 
     @property
     def tokens(self) -> int:
@@ -175,6 +188,7 @@ class Recipe:
             seed=raw["seed"],
             dtype=Precision(raw["dtype"]),
             command=raw["command"],
+            scaling=_scaling(raw.get("scaling")),
             branches=tuple(Branch(**branch) for branch in raw.get("branches", ())),
         )
 
@@ -192,7 +206,15 @@ class Recipe:
         return tuple(horizon.point_id for horizon in self.horizons)
 
 
-LATER: dict[str, dict[str, Any]] = {"": {"branches": []}}
+def _scaling(raw: dict[str, Any] | None) -> Scaling | None:
+    return None if raw is None else Scaling(**{**raw, "rule": Parametrisation(raw["rule"])})
+
+
+LATER: dict[str, dict[str, Any]] = {
+    "": {"branches": [], "scaling": None},
+    "model": {"qk_norm": False},
+    "optim": {"z_loss": 0.0, "guard": 0.0},
+}
 """What recipes had no word for at first, by part, and the value that means as before: such a value is not written, so
 that the ids of older runs stay what they are."""
 

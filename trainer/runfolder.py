@@ -13,7 +13,7 @@
 
 A metrics row: ``step`` (0-based index of the update), ``tokens`` and ``flops`` after it, ``train_loss`` (mean since the
 last row), ``val_loss`` (where measured; of a corpus's further validation sets ``val_loss_<name>``), ``lr``,
-``grad_norm``, ``tokens_per_second``, ``attempt``, ``time``.
+``grad_norm``, ``tokens_per_second``, ``mfu`` (share of the device's peak), ``attempt``, ``time``.
 
 A run with several points (``points`` in config.yaml, each id ending in @ and its tokens) trains one trunk and leaves it
 for a cooldown to each point but the last. Steps, tokens and FLOPs count along the row's own path; a row of a cooldown
@@ -34,7 +34,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +51,7 @@ FAILED = "failed: "
 """A failed verdict is this plus its cause."""
 OOM, TIMEOUT = "OOM", "timeout"
 """How the cause of a failure for want of memory, or of time, begins."""
-TAIL_BYTES = 16_000
+TAIL_BYTES = 8_000
 """Of metrics.jsonl, what tells how a run stands."""
 LOST = "lost: killed, or the machine went down"
 """Why an attempt without a last line ended."""
@@ -70,6 +70,8 @@ class Runtime:
     checkpoint_seconds: float
     keep: Keep
     tracking: TrackingConfig
+    peak_flops: float | None = None
+    """FLOPs per second that the device can do at most; the rows' ``mfu`` is the share of it that training reaches."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Runtime:
@@ -86,6 +88,7 @@ class Runtime:
             checkpoint_seconds=raw["checkpoint_seconds"],
             keep=Keep(raw["keep"]),
             tracking=TrackingConfig(**tracking),
+            peak_flops=raw.get("peak_flops"),
         )
 
 
@@ -159,6 +162,9 @@ class RunFolder:
         self.path = path
         self._facts = dict(facts or {})
         """What every attempt that is started here says besides."""
+        self.check_owner: Callable[[], None] = lambda: None
+        """Called before the config or the beginning of an attempt is written: raises where the folder is no longer the
+        writer's, who may have stood still until others took it over."""
 
     @property
     def run_id(self) -> str:
@@ -182,6 +188,7 @@ class RunFolder:
 
     def write_config(self, config: RunConfig) -> None:
         """Write ``config.yaml``, whole."""
+        self.check_owner()
         write_yaml(self.config_path, config.to_dict())
 
     def read_config(self) -> RunConfig:
@@ -238,6 +245,7 @@ class RunFolder:
 
     def start_attempt(self, job: str, resume_step: int | None) -> int:
         """Write an attempt's first line and return its number, from 0."""
+        self.check_owner()
         attempts = self.attempts()
         number = attempts[-1]["attempt"] + 1 if attempts else 0
         self._attempt_line(
@@ -252,9 +260,9 @@ class RunFolder:
         )
         return number
 
-    def end_attempt(self, attempt: int, why: str) -> None:
-        """Write an attempt's last line: why it ended."""
-        self._attempt_line(attempt=attempt, end=time.time(), why=why)
+    def end_attempt(self, attempt: int, why: str, **facts: Any) -> None:
+        """Write an attempt's last line: why it ended, and what else is known of it."""
+        self._attempt_line(attempt=attempt, end=time.time(), why=why, **facts)
 
     def _attempt_line(self, **record: Any) -> None:
         append_line(self.path / "attempts.jsonl", record)

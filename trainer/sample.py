@@ -13,6 +13,7 @@ from torch.nn import functional
 from trainer.errors import UserError
 from trainer.kernels import Attention, lookup, rms_norm, rotate
 from trainer.model import Transformer
+from trainer.recipe import Scaling
 from trainer.shape import Shape
 from trainer.text.vocabulary import Bytes, Vocabulary
 
@@ -45,8 +46,8 @@ class Decoder:
     A context of ``shape.sequence`` tokens is all that it has learned; a longer text goes on from its last half.
     """
 
-    def __init__(self, shape: Shape, flat: Tensor) -> None:
-        self._model = Transformer(shape, flat, Attention.sdpa)
+    def __init__(self, shape: Shape, flat: Tensor, scaling: Scaling | None = None) -> None:
+        self._model = Transformer(shape, flat, Attention.sdpa, scaling)
         self._shape = shape
         self._context: list[int] = []
         self._keys = torch.zeros(shape.layers, shape.heads, shape.sequence, shape.head_size)
@@ -73,6 +74,12 @@ class Decoder:
         for layer in range(shape.layers):
             qkv = model.linear(rms_norm(x, w[f"{layer}.norm_attention"]), f"{layer}.qkv")
             qk, v = torch.split(qkv, [2 * wide, wide], -1)
+            if shape.qk_norm:
+                heads = [
+                    model.norm_heads(part, f"{layer}.norm_{name}")
+                    for part, name in zip(qk.chunk(2, -1), "qk", strict=True)
+                ]
+                qk = torch.cat(heads, -1)
             if model.table is not None:
                 qk = rotate(qk[None], model.table[before:after])[0]
             q, k, v = (part.view(len(fresh), shape.heads, -1).transpose(0, 1) for part in (*qk.chunk(2, -1), v))

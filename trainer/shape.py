@@ -71,6 +71,8 @@ class Shape:
     activation: Activation = Activation.gelu
     positions: Positions = Positions.rope
     tied_head: bool = True
+    qk_norm: bool = False
+    """Whether queries and keys pass an RMSNorm of their own over each head, with gains (Henry et al. 2020)."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "d_model", "heads", "head_size", "ffw", "vocabulary", "sequence"):
@@ -100,7 +102,7 @@ class Shape:
             "positions": self.sequence * self.d_model if self.positions is Positions.learned else 0,
             "attention": self.layers * 4 * self.d_model * self.attention_width,
             "ffw": self.layers * self.ffw_matrices * self.d_model * self.ffw,
-            "norms": (2 * self.layers + 1) * self.d_model,
+            "norms": (2 * self.layers + 1) * self.d_model + (2 * self.layers * self.head_size if self.qk_norm else 0),
             "head": 0 if self.tied_head else self.vocabulary * self.d_model,
         }
 

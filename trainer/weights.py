@@ -25,7 +25,8 @@ class PointWeights:
 
     def tensors(self) -> dict[str, tuple[Slot, Tensor]]:
         """Every parameter tensor by name, with what is known of it; views of ``flat``."""
-        layout = slots(self.config.recipe.model)
+        recipe = self.config.recipe
+        layout = slots(recipe.model, recipe.scaling)
         parts = self.flat.split([slot.params for slot in layout])
         return {slot.name: (slot, part.view(slot.size)) for slot, part in zip(layout, parts, strict=True)}
 

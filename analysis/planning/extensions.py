@@ -16,10 +16,11 @@ import math
 import numpy as np
 from scipy.special import stdtrit
 
+from analysis.config import Quantity
 from analysis.fitting.optimum import optimum
 from analysis.fitting.parametric import basis_of
 from analysis.fitting.values import Cost, Floats, ParametricFit
-from analysis.planning.information import Quantity, Target, huber_factor, jacobian, variances
+from analysis.planning.information import Target, huber_factor, jacobian, variances
 
 NAMES = ("curvature_n", "curvature_d", "interaction", "drift")
 MEANING = {

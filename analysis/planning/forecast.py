@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import FitConfig, Objective
+from analysis.config import FitConfig, Objective, Quantity
 from analysis.fitting.bootstrap import percentile
 from analysis.fitting.curves import Curves
 from analysis.fitting.envelope import fit_envelope, refit_envelope
@@ -33,7 +33,7 @@ from analysis.fitting.values import (
     loss_of_laws,
 )
 from analysis.planning.extensions import errors_if_bent
-from analysis.planning.information import Quantity, Target, huber_factor, standard_errors
+from analysis.planning.information import Target, huber_factor, standard_errors
 from analysis.result import Optimum
 
 MOST_LAWS = 16
@@ -129,6 +129,7 @@ def forecast(
     cost: Cost,
     config: FitConfig | None = None,
     curve: Ints | None = None,
+    spent: Floats | None = None,
 ) -> Forecast:
     """Forecast a sweep's precision.
 
@@ -149,6 +150,8 @@ def forecast(
     curve
         (n,): which points are horizons of one run, by a number each run has; None where there are no horizons, and so
         no losses of decayed schedules for Approach 1 but at the end.
+    spent
+        (n,): FLOPs that each point adds to the sweep's, where that is not its C: points of a trunk share most of it.
 
     Returns
     -------
@@ -163,7 +166,7 @@ def forecast(
     middle = laws[np.argsort(optimum(laws, cost, at.max())[0], kind="stable")[len(laws) // 2]]
     sweep = _Sweep(params, tokens, flops, budget, middle, truth, shift, at, cost, config)
     few = laws[np.unique(np.linspace(0, len(laws) - 1, MOST_LAWS).astype(int))]
-    error, shares = _shares(sweep, few, noise)
+    error, shares = _shares(sweep, few, noise, flops if spent is None else spent)
     return Forecast(
         level=config.level,
         replicates=config.replicates,
@@ -317,7 +320,7 @@ def _of_power_laws(sweep: _Sweep, values: Floats, reach: tuple[float, float], tr
     return sweep.expected(values[:, 1], values[:, 3], optima, truth)
 
 
-def _shares(sweep: _Sweep, laws: Floats, noise: float) -> tuple[float, tuple[BudgetShare, ...]]:
+def _shares(sweep: _Sweep, laws: Floats, noise: float, spent: Floats) -> tuple[float, tuple[BudgetShare, ...]]:
     """The linearised error of log N* at the largest target, and each budget's share in cost and in that."""
     config, target = sweep.config, _farthest(sweep)
     delta = {Objective.huber: config.delta, Objective.lad: 0.0}.get(config.objective, np.inf)
@@ -332,8 +335,8 @@ def _shares(sweep: _Sweep, laws: Floats, noise: float) -> tuple[float, tuple[Bud
         BudgetShare(
             budget=float(at),
             points=int((sweep.budget == at).sum()),
-            cost=float(sweep.flops[sweep.budget == at].sum()),
-            share=float(sweep.flops[sweep.budget == at].sum() / sweep.flops.sum()),
+            cost=float(spent[sweep.budget == at].sum()),
+            share=float(spent[sweep.budget == at].sum() / spent.sum()),
             error=error(sweep.budget != at),
         )
         for at in np.unique(sweep.budget)

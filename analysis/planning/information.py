@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 from scipy.special import ndtr
 
-from analysis.config import Form
+from analysis.config import Form, Quantity
 from analysis.fitting.optimum import exponents, optimum
 from analysis.fitting.parametric import basis_of
 from analysis.fitting.values import Cost, Floats, loss_of_laws
@@ -22,19 +21,6 @@ from trainer.errors import UserError
 
 SINGULAR = 1e-10  # of the largest singular value of the scaled Jacobian: a direction that the points say nothing of
 ALONG = 1e-8  # of a target's gradient: so little along such a direction is rounding
-
-
-class Quantity(StrEnum):
-    """What a target is."""
-
-    n_opt = "n_opt"
-    """log N*(C); that of D* has the same error, times the exponent of N in the cost of a token."""
-    exponent = "exponent"
-    """a in N* ~ C^a."""
-    loss = "loss"
-    """log L(N, D)."""
-    loss_opt = "loss_opt"
-    """log L*(C)."""
 
 
 @dataclass(frozen=True, kw_only=True)

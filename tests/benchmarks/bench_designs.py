@@ -39,18 +39,17 @@ from analysis_designs import (
     undertuned,
 )
 
-from analysis.config import Objective, Resample
+from analysis.config import Objective, Quantity, Resample
 from analysis.fitting.bootstrap import resample
 from analysis.fitting.isoflop import group_budgets
 from analysis.fitting.optimum import fit_cost, optimum
 from analysis.fitting.parametric import fit_parametric, refit_parametric
 from analysis.fitting.values import Cost, Floats, ParametricFit, Rows, loss_of_laws
 from analysis.planning.candidates import Candidates
-from analysis.planning.extensions import errors_if_bent
+from analysis.planning.extensions import errors_if_bent, interval_if_bent
 from analysis.planning.forecast import forecast
-from analysis.planning.information import huber_factor, standard_errors
+from analysis.planning.information import Target, huber_factor, standard_errors
 from analysis.planning.lackoffit import lack_of_fit
-from analysis.planning.noise import estimate_noise
 from analysis.planning.optimal import Constraints, optimal_design
 from trainer.errors import UserError
 
@@ -212,48 +211,67 @@ def _columns(table: pd.DataFrame) -> tuple[Floats, Floats, Floats, Floats]:
 
 
 def real(folder: Path, subsets: int = 200) -> None:
-    """A fifth of the FLOPs of what was really trained, chosen by Epoch's law or after the cheapest points were seen."""
-    print(
-        "\nReal data: at most 20 % of the FLOPs; N* and L* at the largest C; nominal 90 % intervals by drawing points"
-    )
-    print(
-        "set              prior, window    rows chosen | N*: full, interval | L*: full, interval | widths over random's"
-    )
+    """A fifth of the FLOPs of what was really trained: chosen at once by Epoch's law, or in batches by what was seen.
+
+    Each choice is judged by two intervals: where the fit lies if the form holds (drawn points), and if it may bend in
+    any one way (:func:`interval_if_bent`); random subsets of the same FLOPs by the same two.
+    """
+    print("\nReal data: at most 20 % of the FLOPs; N* and L* at the largest C; nominal 90 % intervals")
+    print("set              choice, window      rows chosen | N*: full, interval | L*: full, interval | over random's")
     for name, n, d, c, loss in real_sets(folder):
         cost, far = fit_cost(n, d, c), float(c.max())
         full = fit_parametric(n, d, loss)
         assert isinstance(full, ParametricFit)
         goal = [float(x) for x in optimum(full.array(), cost, far)]
         typical = _random_widths(n, d, c, loss, cost, far, subsets)
-        those, target = Candidates(params=n, tokens=d, flops=c, price=c), (replace(N_OPT[0], flops=far),)
-        first = _cheapest(c, 0.02)
-        for prior, window in (("Epoch's law", 10.0), ("Epoch's law", None), ("first 2 %", 10.0), ("first 2 %", None)):
-            pinned = np.zeros(len(n), dtype=np.int64)
-            laws, noise = LAW[None], NOISE
-            if prior == "first 2 %":
-                pinned[first] = 1
-                laws, noise = _prior(n, d, loss, first)
-            limits, options = Constraints(window=window), {"pinned": pinned}
-            label = f"{name:16s} {prior:11s} {window or 'none':>4} {len(n):5d}"
+        for how, window in (
+            ("at once", 10.0),
+            ("at once", None),
+            ("batches", 10.0),
+            ("batches", 30.0),
+            ("batches", None),
+        ):
+            label = f"{name:16s} {how:8s} {window or 'none':>4}"
             try:
-                design = optimal_design(those, laws, target, noise, cost, 0.2 * c.sum(), limits, **options)
+                chosen = _chosen(n, d, c, loss, cost, far, how, window)
             except UserError as error:
-                print(f"{label}        | {error}")
+                print(f"{label}   | {error}")
                 continue
-            ends = _ends(n, d, c, loss, design.indices, cost, far)
-            if ends is None:
-                print(f"{label} {len(design.indices):6d} | no interval: the points support no law, or few resamples do")
-                continue
-            told = [
-                f"{value:9.4g} {low:.4g}-{high:.4g} {'in ' if low <= value <= high else 'OUT'}"
-                for value, (low, high) in zip((goal[0], goal[2]), ends, strict=True)
-            ]
-            ratio = [np.log(high / low) / width for (low, high), width in zip(ends, typical, strict=True)]
-            print(
-                f"{label} {len(design.indices):6d} | {told[0]} | {told[1]} | N* {ratio[0]:.2f}  L* {ratio[1]:.2f} | "
-                f"{_verdict(n, d, loss, design.indices)}",
-                flush=True,
-            )
+            for kind, typically in zip(("if it holds", "if it bends"), typical, strict=True):
+                ends = _ends(n, d, c, loss, chosen, cost, far, kind)
+                start = f"{label} {kind} {len(n):5d} {len(chosen):5d}"
+                if ends is None:
+                    print(f"{start} | no interval: the points support no law, or few resamples do")
+                    continue
+                told = [
+                    f"{value:9.4g} {low:.4g}-{high:.4g} {'in ' if low <= value <= high else 'OUT'}"
+                    for value, (low, high) in zip((goal[0], goal[2]), ends, strict=True)
+                ]
+                ratio = [np.log(high / low) / width for (low, high), width in zip(ends, typically, strict=True)]
+                print(f"{start} | {told[0]} | {told[1]} | N* {ratio[0]:.2f} L* {ratio[1]:.2f}", flush=True)
+            print(f"{label} the fit of the chosen points: {_verdict(n, d, loss, chosen)}", flush=True)
+
+
+def _chosen(
+    n: Floats, d: Floats, c: Floats, loss: Floats, cost: Cost, far: float, how: str, window: float | None
+) -> np.ndarray:
+    """Rows of a fifth of the FLOPs; in batches the law and the noise are those of what was chosen before."""
+    those, total = Candidates(params=n, tokens=d, flops=c, price=c), float(c.sum())
+    target = (replace(N_OPT[0], flops=far), Target(quantity=Quantity.loss_opt, flops=far, weight=100.0))
+    limits = Constraints(window=window)
+    if how == "at once":
+        return optimal_design(those, LAW[None], target, NOISE, cost, 0.2 * total, limits).indices
+    chosen = _cheapest(c, 0.02)
+    for share in (0.05, 0.1, 0.2):
+        pinned = np.zeros(len(n), dtype=np.int64)
+        pinned[chosen] = 1
+        laws, noise = _prior(n, d, loss, chosen)
+        try:
+            chosen = optimal_design(those, laws, target, noise, cost, share * total, limits, pinned=pinned).indices
+        except UserError:
+            if share == 0.2:
+                raise
+    return chosen
 
 
 def _verdict(n: Floats, d: Floats, loss: Floats, at: np.ndarray) -> str:
@@ -263,8 +281,10 @@ def _verdict(n: Floats, d: Floats, loss: Floats, at: np.ndarray) -> str:
     return lack_of_fit(n[at], d[at], loss[at], fit).where or "no warning"
 
 
-def _random_widths(n: Floats, d: Floats, c: Floats, loss: Floats, cost: Cost, far: float, subsets: int) -> list[float]:
-    """Median log widths of the intervals of N* and L* from random points of a fifth of the FLOPs."""
+def _random_widths(
+    n: Floats, d: Floats, c: Floats, loss: Floats, cost: Cost, far: float, subsets: int
+) -> list[list[float]]:
+    """Median log widths of both kinds of intervals of N* and L* from random points of a fifth of the FLOPs."""
     rng, widths = np.random.default_rng(0), []
     for _ in range(subsets):
         kept, spent = [], 0.0
@@ -272,9 +292,12 @@ def _random_widths(n: Floats, d: Floats, c: Floats, loss: Floats, cost: Cost, fa
             if spent + c[i] <= 0.2 * c.sum():
                 kept.append(i)
                 spent += c[i]
-        found = _ends(n, d, c, loss, np.array(kept), cost, far)
-        widths.append([np.inf, np.inf] if found is None else [np.log(high / low) for low, high in found])
-    return [float(each) for each in np.median(widths, axis=0)]
+        each = []
+        for kind in ("if it holds", "if it bends"):
+            found = _ends(n, d, c, loss, np.array(kept), cost, far, kind)
+            each.append([np.inf, np.inf] if found is None else [np.log(high / low) for low, high in found])
+        widths.append(each)
+    return [[float(x) for x in row] for row in np.median(widths, axis=0)]
 
 
 def _cheapest(flops: Floats, share: float) -> np.ndarray:
@@ -283,21 +306,30 @@ def _cheapest(flops: Floats, share: float) -> np.ndarray:
     return order[: max(8, int(np.searchsorted(np.cumsum(flops[order]), share * flops.sum())))]
 
 
-def _prior(n: Floats, d: Floats, loss: Floats, first: np.ndarray) -> tuple[Floats, float]:
-    """Laws and noise from the cheapest points; Epoch's law and 1 % where these tell none."""
-    fit = fit_parametric(n[first], d[first], loss[first])
+def _prior(n: Floats, d: Floats, loss: Floats, seen: np.ndarray) -> tuple[Floats, float]:
+    """Laws and noise from the points seen, misfit counted as noise; Epoch's law and 1 % where these tell none."""
+    fit = fit_parametric(n[seen], d[seen], loss[seen])
     if not isinstance(fit, ParametricFit) or fit.certificate.unidentified:
         return LAW[None], 0.01
-    return fit.array()[None], estimate_noise(n[first], d[first], loss[first], fit).value
+    weights = np.random.default_rng(0).multinomial(len(seen), np.full(len(seen), 1 / len(seen)), 60).astype(float)
+    theta, good = refit_parametric(n[seen], d[seen], loss[seen], weights, fit)
+    noise = float(np.sqrt(np.sum(fit.residuals**2) / max(1, len(seen) - 5)))
+    return (theta[good] if good.mean() > 0.5 else fit.array()[None]), noise
 
 
 def _ends(
-    n: Floats, d: Floats, c: Floats, loss: Floats, at: np.ndarray, cost: Cost, far: float
+    n: Floats, d: Floats, c: Floats, loss: Floats, at: np.ndarray, cost: Cost, far: float, kind: str
 ) -> list[tuple[float, float]] | None:
-    """The bootstrap intervals of N* and L* at ``far`` from the rows ``at``."""
+    """The intervals of N* and L* at ``far`` from the rows ``at``."""
     fit = fit_parametric(n[at], d[at], loss[at])
     if not isinstance(fit, ParametricFit):
         return None
+    if kind == "if it bends":
+        told = [
+            interval_if_bent(n[at], d[at], fit, Target(quantity=quantity, flops=far), cost, LEVEL)
+            for quantity in (Quantity.n_opt, Quantity.loss_opt)
+        ]
+        return [(float(np.exp(low)), float(np.exp(min(high, 300)))) for low, high in told]
     rows = rows_of(n[at], d[at], c[at], loss[at])
     theta, good = refit_parametric(n[at], d[at], loss[at], resample(rows, Resample.cases, BOOTSTRAPS, 0).weights, fit)
     if good.sum() < BOOTSTRAPS / 2:

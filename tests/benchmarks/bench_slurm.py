@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from slurm_cluster import PATH, Cluster, missing, until
 
 from sweeps.paths import SweepFolder
-from trainer.lock import holder
+from trainer.lock import holder, process_birth
+from trainer.runfolder import final_record
 
 REPOSITORY = Path(__file__).parents[2]
 ISOFLOP = [sys.executable, "-m", "sweeps.cli"]
@@ -106,9 +108,31 @@ def thousand(bench: Bench, points: int) -> Measured:
     status = bench.measure([*ISOFLOP, "status", *arguments, "format=json"])
     states = [point["state"] for point in json.loads(status.out)["points"]]
     print(f"status of {points} points:        {status}; {states.count('queued')} queued")
+    pretend_work(SweepFolder.of(str(bench.base / "runs"), "smoke"))
+    status = bench.measure([*ISOFLOP, "status", *arguments, "format=json"])
+    states = [point["state"] for point in json.loads(status.out)["points"]]
+    print(f"status, 200 rows each:        {status}; {states.count('running')} running, {states.count('done')} done")
     bench.cluster.ask("scancel", "--partition=main")
     bench.partition("UP")
     return submitted
+
+
+def pretend_work(folder: SweepFolder) -> None:
+    """Leave what 1,000 runs leave that this process trains; every second one has ended."""
+    now, pid = time.time(), os.getpid()
+    row = {"tokens": 1, "flops": 1e9, "train_loss": 3.2123456, "lr": 1.23456e-3, "grad_norm": 1.2345678, "attempt": 0}
+    rows = [row | {"step": step, "tokens_per_second": 12345.678, "time": now} for step in range(200)]
+    for number, run in enumerate(folder.runs()):
+        run.start_attempt("benchmark/0", 0)
+        (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if number % 2:
+            config = run.read_config()
+            ended = {"point_id": run.run_id, "tokens": config.recipe.tokens, "loss": 3.0, "verdict": "done"}
+            run.write_point(final_record(config, **ended))
+            run.end_attempt(0, "done")
+        else:
+            held = {"token": "", "host": socket.gethostname(), "pid": pid, "born": process_birth(pid), "job": ""}
+            (run.path / "lock").write_text(json.dumps(held))
 
 
 def hydra(bench: Bench, points: int, python: str) -> float:

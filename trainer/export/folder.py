@@ -25,7 +25,7 @@ import torch
 
 from trainer.corpus import corpus_header
 from trainer.errors import UserError
-from trainer.export.llama import check_counterpart, llama_config, llama_tensors, tied_there
+from trainer.export.counterpart import check_counterpart, their_config, their_tensors, tied_there
 from trainer.export.tokenizer import tokenizer_files
 from trainer.files import disk_faults, write_json, write_whole
 from trainer.recipe import SCHEMA
@@ -66,11 +66,11 @@ def export(weights: PointWeights, run: RunFolder, root: Path, out: Path) -> tupl
     with disk_faults(place):
         making.mkdir(parents=True)
         try:
-            tensors = {name: tensor.contiguous() for name, tensor in llama_tensors(shape, ours).items()}
+            tensors = {name: tensor.contiguous() for name, tensor in their_tensors(shape, ours).items()}
             save(tensors, making / "model.safetensors", metadata={"format": "pt"})
             end = header.end_of_text
             tied = tied_there(shape, ours)
-            write_json(making / "config.json", llama_config(shape, end_of_text=end, tied=tied, dtype="float32"))
+            write_json(making / "config.json", their_config(shape, end_of_text=end, tied=tied))
             write_json(making / "generation_config.json", {"do_sample": True, "eos_token_id": end})
             for name, content in files.items():
                 write_whole(making / name, content)

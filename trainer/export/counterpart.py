@@ -1,4 +1,4 @@
-"""Our tensors as those of ``LlamaForCausalLM``: names, order of rows, config.
+"""Our tensors as those of ``LlamaForCausalLM``, or with qk-norm ``Qwen3ForCausalLM``: names, order of rows, config.
 
 Rotary positions turn neighbouring rows of q and k here, and there a row of the first half of a head with one of the
 second; both are the same function when the rows are put into that order. Factors on products (as muP has them) go into
@@ -20,6 +20,7 @@ from trainer.shape import Activation, Positions, Shape
 ROPE_THETA = 10_000.0
 NAMES = {"attention_out": "self_attn.o_proj", "ffw_out": "mlp.down_proj"}
 NORMS = {"norm_attention": "input_layernorm", "norm_ffw": "post_attention_layernorm"}
+HEAD_NORMS = {"norm_q": "self_attn.q_norm", "norm_k": "self_attn.k_norm"}
 
 
 def check_counterpart(shape: Shape) -> None:
@@ -44,11 +45,12 @@ def check_counterpart(shape: Shape) -> None:
         )
 
 
-def llama_config(shape: Shape, *, end_of_text: int | None, tied: bool, dtype: str) -> dict[str, Any]:
+def their_config(shape: Shape, *, end_of_text: int | None, tied: bool) -> dict[str, Any]:
     """``config.json``."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+    kind = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    if shape.qk_norm:
+        kind = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    return kind | {
         "vocab_size": shape.vocabulary,
         "hidden_size": shape.d_model,
         "intermediate_size": shape.ffw,
@@ -66,7 +68,7 @@ def llama_config(shape: Shape, *, end_of_text: int | None, tied: bool, dtype: st
         "bos_token_id": None,
         "eos_token_id": end_of_text,
         "pad_token_id": None,
-        "torch_dtype": dtype,
+        "torch_dtype": "float32",
     }
 
 
@@ -75,8 +77,8 @@ def tied_there(shape: Shape, tensors: Mapping[str, tuple[Slot, Tensor]]) -> bool
     return shape.tied_head and tensors["embedding"][0].scale == 1
 
 
-def llama_tensors(shape: Shape, tensors: Mapping[str, tuple[Slot, Tensor]]) -> dict[str, Tensor]:
-    """Our tensors under Llama's names.
+def their_tensors(shape: Shape, tensors: Mapping[str, tuple[Slot, Tensor]]) -> dict[str, Tensor]:
+    """Our tensors under their names.
 
     Raises
     ------
@@ -91,6 +93,8 @@ def llama_tensors(shape: Shape, tensors: Mapping[str, tuple[Slot, Tensor]]) -> d
         place = f"model.layers.{layer}"
         if part in NORMS:
             out[f"{place}.{NORMS[part]}.weight"] = tensor
+        elif part in HEAD_NORMS:
+            out[f"{place}.{HEAD_NORMS[part]}.weight"] = halves(tensor[:, None], 1)[:, 0]
         elif part in NAMES:
             out[f"{place}.{NAMES[part]}.weight"] = tensor * slot.scale
         elif part == "qkv":
@@ -102,7 +106,7 @@ def llama_tensors(shape: Shape, tensors: Mapping[str, tuple[Slot, Tensor]]) -> d
             gate, value = (tensor * slot.scale).chunk(2)
             out[f"{place}.mlp.gate_proj.weight"], out[f"{place}.mlp.up_proj.weight"] = gate, value
         else:
-            raise UserError(f"the model's tensor {name} has no counterpart among Llama's; it cannot be exported.")
+            raise UserError(f"the model's tensor {name} has no counterpart in transformers; it cannot be exported.")
     return out
 
 
@@ -123,4 +127,4 @@ def _outer(shape: Shape, tensors: Mapping[str, tuple[Slot, Tensor]]) -> Iterator
     known = {"embedding", "norm_out", "head"}
     for name in tensors:
         if "." not in name and name not in known:
-            raise UserError(f"the model's tensor {name} has no counterpart among Llama's; it cannot be exported.")
+            raise UserError(f"the model's tensor {name} has no counterpart in transformers; it cannot be exported.")

@@ -1,0 +1,92 @@
+"""Sweeps that go batch by batch until their target is known well enough, or the cost limit is spent.
+
+All state is on disk: the batches in ``design.json``, the results in the run folders. Killed and started again at any
+moment it goes on with the batch that was chosen last, and chooses the next one only when that has ended.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from sweeps.config import Config, Design
+from sweeps.paths import SweepFolder
+from sweeps.planner import make_plan
+from sweeps.points import Plan
+from sweeps.state import ENDED, PointState, State
+
+
+def goes_on(config: Config) -> bool:
+    """Whether the sweep is one that goes batch by batch."""
+    return config.sweep.design is Design.optimal and config.sweep.target.half_width is not None
+
+
+def has_ended(states: Sequence[PointState]) -> bool:
+    """Whether nothing of the last batch is still to come; a sweep in which something failed or was cancelled waits."""
+    return all(state.state in ENDED and state.state is not State.failed for state in states)
+
+
+def further(
+    raw: DictConfig, config: Config, folder: SweepFolder, plan: Plan, tell: Callable[[str], None]
+) -> Plan | None:
+    """The plan with a further batch; None where the target is known well enough or the limit allows no more.
+
+    Parameters
+    ----------
+    plan
+        Whose points have all ended.
+    tell
+        Hears in a line how precise the results are, and why nothing more is trained.
+    """
+    from sweeps.precision import precision_so_far  # here, because it takes scipy half a second
+
+    reached = precision_so_far(config, folder)
+    tell("the results tell no law yet" if reached is None else reached.text)
+    if reached is not None and reached.enough:
+        tell(f"the target is known to ±{reached.half_width:.1%}, as wanted; nothing more is trained")
+        return None
+    batches = list((plan.design or {}).get("batches", ()))
+    longer = make_plan(raw, after=len(batches))
+    if len(longer.points) == len(plan.points):
+        tell("the cost limit allows no further point; raise sweep.limit or sweep.target.half_width to go on")
+        return None
+    tell(f"batch {len(batches) + 1}: {len(longer.points) - len(plan.points)} points more")
+    return longer
+
+
+def precision_line(config: Config, folder: SweepFolder) -> str | None:
+    """How precisely the results so far tell the sweep's target, in a line; None where it states none.
+
+    Cheap while nothing is new: read again only once another point is done.
+    """
+    facts = precision_facts(config, folder)
+    if facts is None:
+        return None
+    return str(facts["text"])
+
+
+_known: dict[str, tuple[int, dict[str, Any] | None]] = {}
+"""By folder: how many runs had a final record when precision was last computed, and what it was."""
+
+
+def precision_facts(config: Config, folder: SweepFolder) -> dict[str, Any] | None:
+    """The same for programs: the fields of :class:`sweeps.precision.Reached`, ``text``, and what the limit is.
+
+    None where the sweep states no target, or its results tell no law yet.
+    """
+    target = config.sweep.target
+    if target.flops is None and target.params is None and config.sweep.design is not Design.optimal:
+        return None
+    done = sum(1 for _ in folder.path.glob("*/points.jsonl"))
+    key = json.dumps([str(folder.path), str(target), config.fit.to_dict()], default=str)
+    if key not in _known or _known[key][0] != done:
+        from sweeps.precision import precision_so_far
+
+        reached = precision_so_far(config, folder)
+        limit = {"flops": config.sweep.limit.flops, "device_hours": config.sweep.limit.device_hours}
+        facts = None if reached is None else reached.to_dict() | {"text": reached.text, "limit": limit}
+        _known[key] = (done, facts)
+    return _known[key][1]

@@ -1,0 +1,124 @@
+"""``isoflop suggest``: the points that would tell most next, by what is done; with ``write=true`` they join the sweep.
+
+isoflop suggest sweep=ours sweep.design=optimal sweep.target.flops=1e24 sweep.limit.flops=1e21
+isoflop suggest sweep=ours ... write=true
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig
+
+from analysis.text import count_text, flops_text
+from sweeps.app import again, run_verb, typed
+from sweeps.axes import expand
+from sweeps.chosen import Batch, Chosen, read_chosen, settings_key, write_chosen
+from sweeps.config import Config, Design, Format
+from sweeps.cost import Experience
+from sweeps.optimal import Workbench, next_batch
+from sweeps.paths import SweepFolder
+from sweeps.planner import pinned_corpus, pinned_dtype
+from sweeps.precision import Reached, precision_so_far
+from sweeps.recipes import check_rules
+from sweeps.render import print_json, say, stdout, table
+from sweeps.render_forecast import error_text
+from trainer.errors import UserError
+
+
+def suggest(raw: DictConfig) -> tuple[Workbench, Chosen, Batch]:
+    """The next batch, beside what is chosen already; nothing is written but the corpus, if the root has none yet.
+
+    Raises
+    ------
+    UserError
+        If the design is not optimal, or as :func:`sweeps.optimal.choose`.
+    """
+    base: Config = typed(raw)
+    if base.sweep.design is not Design.optimal:
+        raise UserError(
+            f"sweep.design={base.sweep.design.value} has all its points; suggest needs sweep.design=optimal with "
+            "sweep.target.flops=<C> and sweep.limit.flops=<FLOPs>."
+        )
+    folder = SweepFolder.of(base.root, base.sweep.name)
+    _, config = expand(raw)[0]
+    check_rules(config)
+    config.model.dtype = pinned_dtype(config, folder)
+    corpus = pinned_corpus(config.data, folder)
+    bench = Workbench.of(config, folder, corpus, Experience.of(folder, config.device))
+    key, there = settings_key(config), read_chosen(folder)
+    chosen = there if there is not None and there.key == key else Chosen(key=key)
+    return bench, chosen, next_batch(bench, chosen)
+
+
+def _body(raw: DictConfig) -> int:
+    config: Config = typed(raw)
+    bench, chosen, batch = suggest(raw)
+    reached = precision_so_far(bench.config, bench.folder)
+    if config.format is Format.json:
+        print_json(as_dict(chosen, batch, reached))
+    else:
+        show(batch)
+    if reached is not None:
+        say(f"so far: {reached.text}")
+    if not batch.points:
+        say("the limit allows no further point; raise sweep.limit")
+    elif config.write:
+        write_chosen(bench.folder, Chosen(key=chosen.key, batches=(*chosen.batches, batch)))
+        say(f"written: {bench.folder.path / 'design.json'}; `{again('submit')}` trains them")
+    else:
+        say("nothing is written; write=true adds them to the sweep, sweep.excluded=[...] leaves some out")
+    return 0
+
+
+def as_dict(chosen: Chosen, batch: Batch, reached: Reached | None) -> dict[str, Any]:
+    """For programs."""
+    entry = Chosen(key="", batches=[batch]).to_dict()["batches"][0]
+    return {
+        "batch": len(chosen.batches) + 1,
+        "suggested": entry.pop("points"),
+        "facts": entry,
+        "reached": None if reached is None else reached.to_dict(),
+    }
+
+
+def show(batch: Batch) -> None:
+    """The points as a table, and what they are worth."""
+    shown = table("L x d", "tokens", "budget", "seeds", "<role", title="Suggested next")
+    for point in batch.points:
+        seeds = ",".join(map(str, point.seeds))
+        size = f"{point.layers}x{point.d_model}"
+        shown.add_row(size, count_text(point.tokens), flops_text(point.budget), seeds, point.role)
+    stdout().print(shown)
+    if batch.points:
+        stdout().print(design_text(batch.facts), soft_wrap=True)
+
+
+def design_text(facts: Mapping[str, Any]) -> str:
+    """What a batch costs and promises, in a line."""
+    told = ", ".join(
+        f"{name} to ±{error_text(error)}" for name, error in zip(facts["targets"], facts["errors"], strict=True)
+    )
+    before = f" after {facts['spent_before']:.3g}" if facts["spent_before"] else ""
+    return (
+        f"{facts['runs']} runs of {facts['candidates']} possible ones, {facts['spent']:.3g} {facts['unit']}{before} of "
+        f"{facts['limit']:.3g}; with all before: {told} (one standard error), at {facts['efficiency']:.0%} or more of "
+        f"what any choice could give"
+    )
+
+
+HELP = """isoflop suggest sweep.design=optimal sweep.target.flops=C sweep.limit.flops=FLOPS [write=true] [key=value ...]
+
+The next batch of points: those that tell most of the target for what they cost, given what is done. The results' own
+law is the prior once they determine one; until then law=, forecast.prior or sweep.centre is.
+write=true adds them to the sweep, so that plan, submit and run take them; else nothing is written."""
+
+
+def main() -> None:
+    """Entry point of the verb."""
+    run_verb("config", _body, HELP)
+
+
+if __name__ == "__main__":
+    main()
