@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from trainer.batches import eval_windows, permutation, train_batch, window_starts
 from trainer.corpus import Corpus, ValidationSet
 from trainer.errors import UserError
+from trainer.resident import ResidentTokens, resident
 from trainer.shards import Tokens
 
 
@@ -133,3 +135,19 @@ def test_windows_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.sequence=0 is no length"):
         train_batch(corpus, seed=0, index=0, sequences=1, sequence=0)
     assert train_batch(corpus, seed=0, index=5, sequences=3, sequence=31).tolist() == [list(range(32))] * 3
+
+
+@pytest.mark.parametrize("vocabulary", [256, 70_000])
+def test_windows_on_the_device_are_those_of_the_shards(
+    tmp_path: Path, vocabulary: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.resident.READ_TOKENS", 1000)
+    tokens = np.random.default_rng(0).integers(vocabulary, size=4321)
+    tokens.astype("<u4").tofile(tmp_path / "train.bin")
+    train = Tokens([(tmp_path / "train.bin", len(tokens))], "<u4")
+    corpus = Corpus(id="random", vocabulary=vocabulary, train=train, sets=[])
+    here = ResidentTokens(corpus, torch.device("cpu"))
+    which = {"seed": 3, "index": 2, "sequences": 8, "sequence": 16}
+    found = here.gather(window_starts(corpus, **which), 17)
+    assert found.dtype is torch.int64 and np.array_equal(found.numpy(), train_batch(corpus, **which))
+    assert resident(corpus, torch.device("cpu")) is None

@@ -16,6 +16,7 @@ from trainer_runs import make_run, rows, small_corpus
 
 from trainer.config import Precision
 from trainer.loop import train
+from trainer.native.build import library
 from trainer.runfolder import RunFolder
 
 MOST_UPDATES = 12
@@ -46,11 +47,21 @@ def start(*arguments: Any) -> BaseProcess:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "micro", "attention"),
-    [(Precision.fp32, 0, "sdpa"), (Precision.bf16, 4, "manual")],
+    ("dtype", "micro", "kernels"),
+    [
+        (Precision.fp32, 0, {"attention": "sdpa"}),
+        (Precision.bf16, 4, {"attention": "manual"}),
+        pytest.param(
+            Precision.bf16,
+            0,
+            {"step": "native", "chunk": 2},
+            marks=pytest.mark.skipif(library("bf16") is None, reason="no C++ compiler, or no AVX512_BF16, here"),
+        ),
+    ],
+    ids=["torch fp32", "torch bf16", "native bf16"],
 )
 def test_killed_and_resumed_is_bit_identical(
-    tmp_path: Path, whole: bool, dtype: Precision, micro: int, attention: str
+    tmp_path: Path, whole: bool, dtype: Precision, micro: int, kernels: dict[str, Any]
 ) -> None:
     corpus = small_corpus(tmp_path)
     kills = 12 if whole else 3
@@ -58,7 +69,7 @@ def test_killed_and_resumed_is_bit_identical(
         "steps": (kills + 1) * MOST_UPDATES,
         "dtype": dtype,
         "micro_batch": micro,
-        "kernels": {"attention": attention},
+        "kernels": kernels,
     }
     unbroken = make_run(tmp_path, corpus, sweep="unbroken", **made)
     train(unbroken, tmp_path)

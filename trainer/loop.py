@@ -23,17 +23,18 @@ import torch
 from torch import Tensor
 
 from trainer import checkpoint
-from trainer.batches import eval_windows, train_batch
+from trainer.batches import eval_windows, train_batch, window_starts
 from trainer.checkpoint import SLOTS, TRUNK
 from trainer.config import DeviceKind, Keep, Precision
 from trainer.corpus import Corpus, open_corpus
-from trainer.engine import DeviceMemory, choose_kernels, open_engine, usable
+from trainer.engine import DeviceMemory, Engine, choose_kernels, open_engine, usable
 from trainer.errors import MachineFault, UserError
 from trainer.guard import MOST_IN_A_ROW, Guard
 from trainer.legs import Leg, legs
 from trainer.limits import limits
 from trainer.lock import LockLost
 from trainer.model import flops_of, slots
+from trainer.resident import resident
 from trainer.runfolder import DIVERGED, DONE, RunConfig, RunFolder, final_record, finite_or_none
 from trainer.schedule import rate_factor
 from trainer.tracking import Tracker, branch_key, open_tracker, summary_of
@@ -47,7 +48,12 @@ STOPPED = "stopped: "
 
 
 def train(
-    folder: RunFolder, corpora_root: Path, *, job: str = "", should_stop: Callable[[], str | None] = lambda: None
+    folder: RunFolder,
+    corpora_root: Path,
+    *,
+    job: str = "",
+    should_stop: Callable[[], str | None] = lambda: None,
+    open_engine: Callable[[RunConfig, torch.device], Engine] = open_engine,
 ) -> str:
     """Train the run of a folder to its end and return its verdict; ``stopped: <reason>`` if asked to stop first.
 
@@ -63,6 +69,8 @@ def train(
         The scheduler's name for this job, for the record.
     should_stop
         Asked before every update; a reason makes the run save its state and return.
+    open_engine
+        What makes the engine that computes; :mod:`trainer.distributed` has one over several devices.
 
     Raises
     ------
@@ -80,7 +88,7 @@ def train(
     config = _tuned(folder, config, device)
     memory = DeviceMemory(device)
     while True:
-        run = _Run(folder, config, corpus, device)
+        run = _Run(folder, config, corpus, device, open_engine(config, device))
         attempt = folder.start_attempt(job, run.updates)
         tracker = open_tracker(folder.path, config, attempt=attempt, job=job)
         try:
@@ -129,12 +137,15 @@ class _Window:
 class _Run:
     """A run's state and the operations on it; ``step`` updates lie on the path that leads here."""
 
-    def __init__(self, folder: RunFolder, config: RunConfig, corpus: Corpus, device: torch.device) -> None:
+    def __init__(
+        self, folder: RunFolder, config: RunConfig, corpus: Corpus, device: torch.device, engine: Engine
+    ) -> None:
         recipe = config.recipe
         self.folder, self.config, self.recipe, self.corpus, self.device = folder, config, recipe, corpus, device
         self.why = ""
-        self.engine = open_engine(config, device)
+        self.engine = engine
         self.optimizer = self.engine.optimizer
+        self._resident = resident(corpus, device)
         self.legs, self.at = legs(recipe), 0
         """The run's legs, and the one that the next update is in."""
         self.step = self.tokens = 0
@@ -206,15 +217,12 @@ class _Run:
     def _update(self, lr: float) -> Tensor:
         """One update over the batch of this step; returns the gradient's norm."""
         recipe = self.recipe
-        batch = self._tensor(
-            train_batch(
-                self.corpus,
-                seed=recipe.seed,
-                index=self.step,
-                sequences=recipe.sequences,
-                sequence=recipe.model.sequence,
-            )
-        )
+        sequence = recipe.model.sequence
+        which = {"seed": recipe.seed, "index": self.step, "sequences": recipe.sequences, "sequence": sequence}
+        if self._resident is None:
+            batch = self._tensor(train_batch(self.corpus, **which))
+        else:
+            batch = self._resident.gather(window_starts(self.corpus, **which), sequence + 1)
         self.tokens += batch[:, 1:].numel()
         loss = self.engine.gradient(batch)
         self.step += 1

@@ -43,7 +43,7 @@ def library(precision: str) -> ctypes.CDLL | None:
         return None
     try:
         found = ctypes.CDLL(str(_compiled(compiler, precision)))
-    except (OSError, subprocess.CalledProcessError):  # a compiler that cannot; a cache that cannot be written
+    except (OSError, RuntimeError, subprocess.CalledProcessError):  # no home, a full disk, a compiler that cannot
         return None
     found.isoflop_make.argtypes = [ctypes.POINTER(Spec), ctypes.c_int64, ctypes.c_int64]
     found.isoflop_make.restype = ctypes.c_void_p
