@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from trainer import checkpoint
@@ -27,7 +28,7 @@ class PointWeights:
         """Every parameter tensor by name, with what is known of it; views of ``flat``."""
         recipe = self.config.recipe
         layout = slots(recipe.model, recipe.scaling)
-        parts = self.flat.split([slot.params for slot in layout])
+        parts = torch.split(self.flat, [slot.params for slot in layout])
         return {slot.name: (slot, part.view(slot.size)) for slot, part in zip(layout, parts, strict=True)}
 
 
