@@ -167,8 +167,8 @@ def log_path(path: Path, index: int | None = None) -> Path | None:
     return max((path / "submitit").glob(pattern), default=None, key=lambda log: log.stat().st_mtime)
 
 
-def last_words(path: Path) -> str:
-    """The last line of the job's log that says something."""
+def last_words(path: Path) -> str | None:
+    """The last line of the job's log that says something; None where none does."""
     logs = [log for log in (log_path(path), path / "controller.log") if log is not None and log.exists()]
     said = [line.strip() for log in logs for line in log.read_text(errors="replace").splitlines()[::-1] if line.strip()]
-    return said[0] if said else "it printed nothing"
+    return said[0] if said else None

@@ -76,8 +76,11 @@ def stop_workers(folder: SweepFolder) -> None:
 
 
 def _why_workers_leave(folder: SweepFolder) -> str:
-    newest = max(folder.jobs.glob("*/job.json"), key=lambda path: path.parent.name).parent
-    return f"workers leave without training; the last one said: {last_words(newest)} (log: {log_path(newest)})"
+    newest_first = sorted((path.parent for path in folder.jobs.glob("*/job.json")), reverse=True)
+    # the newest may have had no time to say anything yet
+    told = next((job for job in newest_first if last_words(job) is not None), newest_first[0])
+    said = last_words(told) or "it printed nothing"
+    return f"workers leave without training; the last one said: {said} (log: {log_path(told)})"
 
 
 @contextmanager
