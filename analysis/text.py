@@ -58,3 +58,10 @@ def prediction_text(estimate: Estimate, text: Callable[[float], str] = THREE) ->
         return "–"
     low, high = estimate.prediction
     return f"{text(low)} to {text(high)}"
+
+
+def error_text(error: float) -> str:
+    """A standard error of a logarithm: 5.8%; a factor where it is large, "open" where nothing is known."""
+    if not math.isfinite(error):
+        return "open"
+    return f"{error:.1%}" if error < 0.5 else f"factor {math.exp(min(error, 700.0)):.3g}"

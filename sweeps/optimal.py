@@ -96,7 +96,7 @@ def choose(bench: Workbench, *, after: int | None = None) -> Chosen:
     if there is not None and there.key == key and (after is None or len(there.batches) != after):
         return there
     if there is None or there.key != key:
-        there = Chosen(key=key, batches=_begun(bench, there))
+        there = Chosen(key=key, batches=begun(bench, there))
     batch = next_batch(bench, there)
     if not batch.points:
         return there
@@ -343,21 +343,21 @@ def _informing(bench: Workbench, runs: Runs, count: ParamCount) -> tuple[Floats,
     return n, d
 
 
-def _begun(bench: Workbench, there: Chosen | None) -> tuple[Batch, ...]:
+def begun(bench: Workbench, there: Chosen | None) -> tuple[Batch, ...]:
     """Of what was chosen by other settings, the points of runs that have begun: they stay, each in its batch."""
     out = []
     for batch in there.batches if there is not None else ():
         known = {(shape.layers, shape.d_model) for shape in bench.shapes}
         points = [point for point in batch.points if (point.layers, point.d_model) in known]
-        begun: dict[tuple[int, int, float], list[int]] = {}
+        seen: dict[tuple[int, int, float], list[int]] = {}
         alone = Chosen(key="", batches=[Batch(points=points, facts={})])
         wide = replace(bench.config.sweep, seeds=sorted({seed for point in points for seed in point.seeds}) or [0])
         for (target, seed), (recipe, _) in _runs(
             replace(bench, config=replace(bench.config, sweep=wide)), alone
         ).items():
             if bench.folder.run(recipe.run_id).config_path.exists():
-                begun.setdefault((target.shape.layers, target.shape.d_model, target.tokens), []).append(seed)
-        kept = [replace(point, seeds=tuple(begun[point.place])) for point in points if point.place in begun]
+                seen.setdefault((target.shape.layers, target.shape.d_model, target.tokens), []).append(seed)
+        kept = [replace(point, seeds=tuple(seen[point.place])) for point in points if point.place in seen]
         if kept:
             out.append(Batch(points=kept, facts={"kept": len(kept)}))
     return tuple(out)

@@ -13,14 +13,13 @@ from analysis.fitting.values import Floats, Refused
 from analysis.planning.compare import Curve, compared
 from analysis.planning.information import Target, standard_errors
 from analysis.report.plan import PlanPicture, write_plan_report
-from analysis.text import SHORT_TITLES, count_text, estimate_text, flops_text
+from analysis.text import SHORT_TITLES, count_text, error_text, estimate_text, flops_text
 from sweeps.config import Config
 from sweeps.forecast import Outlook, columns
 from sweeps.optimal import aims_of
 from sweeps.paths import SweepFolder
 from sweeps.points import Plan, PlannedPoint
 from sweeps.render import progress_line, seconds
-from sweeps.render_forecast import error_text
 from trainer.runfolder import DONE
 
 FEW_LAWS = 4

@@ -17,6 +17,7 @@ from analysis.fitting.values import Floats, ParametricFit
 from analysis.planning.information import Target, huber_factor, variances
 from analysis.planning.information import jacobian as rows_of
 from analysis.planning.lackoffit import lack_of_fit
+from analysis.text import error_text
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
 from sweeps.results import Results, read_results
@@ -58,9 +59,10 @@ class Reached:
         """In a line."""
         where = f" at {self.flops:.4g} FLOPs" if self.flops is not None else ""
         goal = "" if self.wanted is None else f", wanted ±{self.wanted:.1%}"
+        width = error_text(self.half_width)
         beware = f"; the form of the law fails: {self.form_fails}" if self.form_fails else ""
         return (
-            f"{self.quantity}{where}: {self.value:.4g} ({self.low:.4g} to {self.high:.4g}), ±{self.half_width:.1%} at "
+            f"{self.quantity}{where}: {self.value:.4g} ({self.low:.4g} to {self.high:.4g}), ±{width} at "
             f"{100 * self.level:g}%{goal}; {self.points} points done, {self.spent_flops:.3g} FLOPs{beware}"
         )
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from analysis.config import FitConfig
-from analysis.fitting.parametric import fit_parametric, refit_parametric
+from analysis.fitting.parametric import LEAST_SCATTER, fit_parametric, refit_parametric
 from analysis.fitting.values import Cost, Floats, ParametricFit, Refused
 from analysis.laws.forms import Law, SurfaceLaw
 from analysis.laws.law import find_law, law_from_config
@@ -121,7 +121,8 @@ def find_noise(config: Config, folder: SweepFolder) -> Noise:
         rows = read_results(scope, config.fit.params).largest_family()
         law = _law_of(rows, config.fit)
         if isinstance(law, ParametricFit):
-            return estimate_noise(rows.params, rows.tokens, rows.loss, law)
+            found = estimate_noise(rows.params, rows.tokens, rows.loss, law)
+            return replace(found, value=max(found.value, LEAST_SCATTER))
     return Noise(value=ASSUMED_NOISE, freedom=0, source="assumed: nothing in the root tells it")
 
 
@@ -133,7 +134,8 @@ def _of_seeds(results: Results) -> Noise | None:
     squares, freedom = (sum(column) for column in zip(*parts, strict=True)) if parts else (0.0, 0)
     if freedom < LEAST_FREEDOM:
         return None
-    return Noise(value=math.sqrt(squares / freedom), freedom=int(freedom), source="seeds")
+    value = max(math.sqrt(squares / freedom), LEAST_SCATTER)
+    return Noise(value=value, freedom=int(freedom), source="seeds")
 
 
 def _law_of(rows: Results, fit: FitConfig) -> ParametricFit | Refused:

@@ -7,7 +7,7 @@ import math
 from rich.markup import escape
 
 from analysis.fitting.values import Refused
-from analysis.text import SHORT_TITLES, count_text, estimate_text, flops_text
+from analysis.text import SHORT_TITLES, count_text, error_text, estimate_text, flops_text
 from sweeps.forecast import Outlook
 from sweeps.render import say, seconds, stdout, table
 
@@ -73,10 +73,3 @@ def _budgets(outlook: Outlook) -> None:
             f"all this holds if the form of the law does: with {worst} left open, N* at {far} FLOPs would be known to "
             f"{said} (one standard error), not ±{error_text(told.error)}"
         )
-
-
-def error_text(error: float) -> str:
-    """A standard error of a logarithm: 5.8 %; a factor where it is large."""
-    if not math.isfinite(error):
-        return "open"
-    return f"{error:.1%}" if error < 0.5 else f"factor {math.exp(error):.3g}"

@@ -11,19 +11,18 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from analysis.text import count_text, flops_text
+from analysis.text import count_text, error_text, flops_text
 from sweeps.app import again, run_verb, typed
 from sweeps.axes import expand
 from sweeps.chosen import Batch, Chosen, read_chosen, settings_key, write_chosen
 from sweeps.config import Config, Design, Format
 from sweeps.cost import Experience
-from sweeps.optimal import Workbench, next_batch
+from sweeps.optimal import Workbench, begun, next_batch
 from sweeps.paths import SweepFolder
 from sweeps.planner import pinned_corpus, pinned_dtype
 from sweeps.precision import Reached, precision_so_far
 from sweeps.recipes import check_rules
 from sweeps.render import print_json, say, stdout, table
-from sweeps.render_forecast import error_text
 from trainer.errors import UserError
 
 
@@ -48,8 +47,9 @@ def suggest(raw: DictConfig) -> tuple[Workbench, Chosen, Batch]:
     corpus = pinned_corpus(config.data, folder)
     bench = Workbench.of(config, folder, corpus, Experience.of(folder, config.device))
     key, there = settings_key(config), read_chosen(folder)
-    chosen = there if there is not None and there.key == key else Chosen(key=key)
-    return bench, chosen, next_batch(bench, chosen)
+    if there is None or there.key != key:
+        there = Chosen(key=key, batches=begun(bench, there))
+    return bench, there, next_batch(bench, there)
 
 
 def _body(raw: DictConfig) -> int:

@@ -9,10 +9,11 @@ import pytest
 from analysis_designs import COST, FAR, LAW, N_OPT, NOISE, classic, grid, laws_about, trunks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from analysis.config import Form, Quantity
 from analysis.fitting.optimum import optimum
-from analysis.planning.bound import Problem, continuous_bound, elfving
+from analysis.planning.bound import Problem, continuous_bound
 from analysis.planning.candidates import Candidates
 from analysis.planning.exchange import whole_runs
 from analysis.planning.information import Target, standard_errors
@@ -110,6 +111,41 @@ def test_designs_are_close_to_the_best_of_all(grouped: bool) -> None:
         ours = whole_runs(problem, continuous_bound(problem))
         ratios.append(problem.criterion(problem.information(ours)) / _best_of_all(problem))
     assert np.median(ratios) <= 1.001 and np.mean(np.array(ratios) <= 1.15) >= 0.8
+
+
+def elfving(rows: np.ndarray, aim: np.ndarray, price: np.ndarray, limit: float) -> tuple[float, np.ndarray]:
+    """An oracle: the best variance of one linear target under one law, replicates unlimited and divisible.
+
+    Minimise sum_i sqrt(price_i) |u_i| over sum_i u_i f_i = g: its square over the limit is the variance, and runs in
+    proportion to |u_i| / sqrt(price_i) reach it.
+
+    Parameters
+    ----------
+    rows
+        (n, p): f_i, gradient of log L at each candidate over the noise.
+    aim
+        (p,): g, the gradient of the target.
+    price
+        (n,), positive.
+
+    Returns
+    -------
+    variance, weights (n,)
+
+    References
+    ----------
+    Elfving (1952); Harman and Jurik (2008), with costs as in Dette (1997, "Designing experiments with respect to
+    standardized optimality criteria", JRSS B 59), whose standardised regressors are f_i / sqrt(price_i).
+    """
+    root = np.sqrt(price)
+    scaled = rows / root[:, None]
+    scale = np.maximum(np.abs(scaled).max(axis=0), 1e-300)
+    columns = (scaled / scale).T
+    found = linprog(np.ones(2 * len(price)), A_eq=np.hstack([columns, -columns]), b_eq=aim / scale, method="highs")
+    if found.x is None:
+        return np.inf, np.zeros(len(price))
+    spent = np.abs(found.x[: len(price)] - found.x[len(price) :])
+    return float(np.abs(found.x).sum() ** 2 / limit), limit * spent / (price * spent.sum())
 
 
 def test_with_replicates_unlimited_the_bound_is_elfvings() -> None:

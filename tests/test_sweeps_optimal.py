@@ -170,7 +170,10 @@ def test_suggest_writes_only_when_told(isoflop: Command, folder: SweepFolder) ->
 def test_a_larger_limit_keeps_what_has_begun(isoflop: Command, folder: SweepFolder) -> None:
     isoflop("run", *smoke(folder, *SMALL))
     before = {run.run_id for run in folder.runs()}
+    suggested = isoflop("suggest", *smoke(folder, *FREE, "sweep.limit.flops=6e11"), "format=json").json
     said = isoflop("plan", *smoke(folder, *FREE, "sweep.limit.flops=6e11"), "format=json").json
+    assert suggested["facts"]["spent_before"] > 0
+    assert len(suggested["suggested"]) + len(before) == len(said["points"])
     assert before < {point["run_id"] for point in said["points"]}
     assert said["totals"]["flops_matmul"] <= 6.01e11
 

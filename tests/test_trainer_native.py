@@ -17,12 +17,14 @@ from torch.nn import functional
 from trainer_runs import make_run, small_corpus, small_shape
 
 from trainer import engine
-from trainer.config import Precision
+from trainer.config import Parametrisation, Precision
 from trainer.errors import UserError
+from trainer.kernels import Attention
 from trainer.loop import train
-from trainer.model import initial_params, slots
+from trainer.model import Transformer, initial_params, slots
 from trainer.native import build
 from trainer.native.model import NativeTransformer
+from trainer.recipe import Scaling
 from trainer.shape import Activation, Positions, Shape
 
 NEEDS = pytest.mark.skipif(build.library("fp64") is None, reason="no C++ compiler on this machine")
@@ -275,3 +277,22 @@ def test_bf16_ends_where_fp32_does(root: Path, corpus: str) -> None:
         assert train(folder, root) == "done"
         losses[dtype] = next(iter(folder.points().values()))["loss"]
     assert losses[Precision.bf16] == pytest.approx(losses[Precision.fp32], abs=0.005)
+
+
+@NEEDS
+@pytest.mark.parametrize("rule", [Parametrisation.mup, Parametrisation.completep])
+@pytest.mark.parametrize("tied", [True, False])
+def test_scales_and_z_loss_are_those_of_the_torch_model(rule: Parametrisation, tied: bool) -> None:
+    shape, scaling = small_shape(tied_head=tied), Scaling(rule=rule, width=8, layers=1)
+    flat, windows = case(shape, sequences=4)
+    flat = flat.float()
+    usual = Transformer(shape, flat, Attention.manual, scaling, 0.01)
+    loss = usual.loss(windows)
+    wanted = torch.cat([part.flatten() for part in usual.gradient(loss)])
+    model = NativeTransformer(shape, flat, "fp32", chunk=2, threads=1, scaling=scaling, z_loss=0.01)
+    found = torch.empty_like(flat)
+    assert float(model.gradient(windows, found)) == pytest.approx(loss.item(), rel=1e-6)
+    assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+    without = torch.empty_like(flat)
+    NativeTransformer(shape, flat, "fp32", chunk=2, threads=1).gradient(windows, without)
+    assert (without - wanted).norm() > 0.01 * wanted.norm()

@@ -75,8 +75,17 @@ class NativeEngine:
     """The C++ step; it splits batches by itself."""
 
     def __init__(self, recipe: Recipe, initial: Tensor, *, chunk: int, threads: int) -> None:
-        self.optimizer = FlatAdamW(initial, recipe.optim, groups=groups(slots(recipe.model)), dtype=torch.float32)
-        self._model = NativeTransformer(recipe.model, self.optimizer.master, recipe.dtype, chunk=chunk, threads=threads)
+        layout = slots(recipe.model, recipe.scaling)
+        self.optimizer = FlatAdamW(initial, recipe.optim, groups=groups(layout), dtype=torch.float32)
+        self._model = NativeTransformer(
+            recipe.model,
+            self.optimizer.master,
+            recipe.dtype,
+            chunk=chunk,
+            threads=threads,
+            scaling=recipe.scaling,
+            z_loss=recipe.optim.z_loss,
+        )
 
     def gradient(self, windows: Tensor) -> Tensor:
         """As :class:`Engine` says."""
@@ -138,7 +147,7 @@ def choose_kernels(config: RunConfig, device: torch.device) -> dict[str, Any]:
 
 def _native_can(recipe: Recipe) -> bool:
     """Whether the C++ step knows all that the recipe asks for."""
-    return not recipe.model.qk_norm and recipe.scaling is None and not recipe.optim.z_loss
+    return not recipe.model.qk_norm
 
 
 def _native_wins(recipe: Recipe, chunk: int, threads: int) -> bool:

@@ -11,8 +11,10 @@ standard deviation of log L.
   millisecond, linearised; ``information.huber_factor`` is what the Huber objective costs in precision.
 - ``optimal.optimal_design(candidates, laws, targets, noise, cost, limit, constraints)``: the points that pin the
   targets best under a limit on what they cost, with reserved points that test the form, and the certified efficiency.
-- ``bound.continuous_bound``, ``bound.elfving``: how precise any design could be.
-- ``extensions.errors_if_bent``: what could still be said of a target if the form failed in a named way.
+- ``bound.continuous_bound``: how precise any design could be.
+- ``extensions.errors_if_bent``: what could still be said of a target if the form failed in a named way;
+  ``extensions.interval_if_bent``: the interval that a fit gives of it when the form is not trusted.
 - ``lackoffit.lack_of_fit(params, tokens, loss, fit)``: whether the form of the law fails, and where.
+- ``compare.compared``: precision against cost of the classic design and of optimal ones.
 - ``noise.estimate_noise``, ``noise.contradiction``: the noise of earlier sweeps; whether a law contradicts results.
 """

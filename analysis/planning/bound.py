@@ -1,12 +1,10 @@
 """How precise any design under a limit could be: a certified bound, by convex optimisation over weights.
 
 A design's criterion is the sum of weighted variances of its targets, averaged over laws: for information M_k under law
-k, mean_k sum_t g_kt^T M_k^-1 g_kt. It is convex in the numbers of runs once these need not be whole. With one law, one
-target and no limit on replicates its minimum is a linear programme (Elfving, "Optimum allocation in linear regression
-theory", Ann. Math. Statist. 23, 1952; Harman and Jurik, "Computing c-optimal experimental designs using the simplex
-method of linear programming", CSDA 53, 2008). Otherwise it is found by conditional gradients that keep all corners
-(simplicial decomposition; von Hohenbalken, Math. Programming 13, 1977), whose weights move by the multiplicative
-algorithm (Silvey, Titterington and Torsney, Commun. Statist. A 7, 1978; Yu, Ann. Statist. 38, 2010).
+k, mean_k sum_t g_kt^T M_k^-1 g_kt. It is convex in the numbers of runs once these need not be whole. Its minimum is
+found by conditional gradients that keep all corners (simplicial decomposition; von Hohenbalken, Math. Programming 13,
+1977), whose weights move by the multiplicative algorithm (Silvey, Titterington and Torsney, Commun. Statist. A 7, 1978;
+Yu, Ann. Statist. 38, 2010).
 
 Its certificate: with d_i = - d criterion / d n_i, one over the criterion is concave in the numbers of runs and grows in
 proportion to them, so no design is better than criterion^2 / max sum_i n_i d_i, the maximum over all designs within the
@@ -19,7 +17,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.optimize import linprog
 
 from analysis.fitting.values import Bools, Floats, Ints
 from analysis.planning.candidates import Candidates
@@ -118,41 +115,6 @@ def continuous_bound(problem: Problem, close: float = CLOSE) -> Bound:
     with np.errstate(divide="ignore", invalid="ignore"):
         promise = np.where(rate * problem.candidates.price > 0, gains / (rate * problem.candidates.price), np.inf)
     return Bound(variance=best, reached=value, weights=weights, runs=runs, promise=promise)
-
-
-def elfving(rows: Floats, aim: Floats, price: Floats, limit: float) -> tuple[float, Floats]:
-    """The best variance of one linear target under one law, replicates unlimited and divisible.
-
-    Minimise sum_i sqrt(price_i) |u_i| over sum_i u_i f_i = g: its square over the limit is the variance, and runs in
-    proportion to |u_i| / sqrt(price_i) reach it.
-
-    Parameters
-    ----------
-    rows
-        (n, p): f_i, gradient of log L at each candidate over the noise.
-    aim
-        (p,): g, the gradient of the target.
-    price
-        (n,), positive.
-
-    Returns
-    -------
-    variance, weights (n,)
-
-    References
-    ----------
-    Elfving (1952); Harman and Jurik (2008), with costs as in Dette (1997, "Designing experiments with respect to
-    standardized optimality criteria", JRSS B 59), whose standardised regressors are f_i / sqrt(price_i).
-    """
-    root = np.sqrt(price)
-    scaled = rows / root[:, None]
-    scale = np.maximum(np.abs(scaled).max(axis=0), 1e-300)
-    columns = (scaled / scale).T
-    found = linprog(np.ones(2 * len(price)), A_eq=np.hstack([columns, -columns]), b_eq=aim / scale, method="highs")
-    if found.x is None:
-        return np.inf, np.zeros(len(price))
-    spent = np.abs(found.x[: len(price)] - found.x[len(price) :])
-    return float(np.abs(found.x).sum() ** 2 / limit), limit * spent / (price * spent.sum())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

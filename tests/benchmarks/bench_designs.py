@@ -164,9 +164,11 @@ def forms(sweeps: int) -> None:
             half = 1.645 * found.std()
             fired = _warned(points, loss(*points), theta, noise)
             inside = np.abs(found - truth) <= half
+            wide = _inside_if_bent(points, loss(*points), theta, noise, truth)
             print(
                 f"    {form:18s} bias {found.mean() - truth:+.3f} ({(found.mean() - truth) / found.std():+5.1f} sd)  "
-                f"covered {inside.mean():6.1%}  warned {fired.mean():6.1%}  either {(inside | fired).mean():6.1%}",
+                f"covered {inside.mean():6.1%}  warned {fired.mean():6.1%}  either {(inside | fired).mean():6.1%}  "
+                f"if it may bend {wide.mean():6.1%}",
                 flush=True,
             )
 
@@ -179,15 +181,27 @@ def _lowest(loss: Losses) -> float:
     return float(log_n[np.argmin(loss(np.exp(log_n), FAR / 6 / np.exp(log_n)))])
 
 
-def _warned(points: Points, log_loss: Floats, theta: Floats, noise: Floats) -> Floats:
+def _inside_if_bent(points: Points, log_loss: Floats, theta: Floats, noise: Floats, truth: float) -> Floats:
+    """Whether the interval of a law that may bend holds the truth."""
+    out = []
+    for fit in _fits(points, log_loss, theta, noise):
+        low, high = interval_if_bent(*points, fit, N_OPT[0], COST, LEVEL)
+        out.append(low <= truth <= high)
+    return np.array(out)
+
+
+def _fits(points: Points, log_loss: Floats, theta: Floats, noise: Floats) -> Iterator[ParametricFit]:
     start = fit_parametric(*points, np.exp(log_loss))
     assert isinstance(start, ParametricFit)
-    out = []
     for law, error in zip(theta, noise, strict=True):
         names = dict(zip(("log_A", "log_B", "log_E", "alpha", "beta"), map(float, law), strict=True))
         left = log_loss + error - np.log(loss_of_laws(law, *map(np.log, points)))
-        out.append(lack_of_fit(*points, np.exp(log_loss + error), replace(start, residuals=left, **names)).fails)
-    return np.array(out)
+        yield replace(start, residuals=left, **names)
+
+
+def _warned(points: Points, log_loss: Floats, theta: Floats, noise: Floats) -> Floats:
+    fits = zip(_fits(points, log_loss, theta, noise), noise, strict=True)
+    return np.array([lack_of_fit(*points, np.exp(log_loss + error), fit).fails for fit, error in fits])
 
 
 def real_sets(folder: Path) -> Iterator[tuple[str, Floats, Floats, Floats, Floats]]:

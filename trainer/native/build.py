@@ -27,6 +27,7 @@ class Spec(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("layers", "width", "heads", "head_size", "ffw", "vocabulary")),
         *((name, ctypes.c_int64) for name in ("sequence", "activation", "learned_positions", "tied_head", "params")),
         ("query_scale", ctypes.c_double),
+        ("z_loss", ctypes.c_double),
         ("angles", ctypes.c_void_p),
         ("offsets", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),

@@ -77,9 +77,11 @@ void activate_back(Activation kind, S *inner, long ld_inner, long rows, long siz
         }
 }
 
-// Summed cross-entropy in nats of logits (rows, ldl) against targets; the gradient goes to `d`, unless that is null.
+// Summed cross-entropy in nats of logits (rows, ldl) against targets; the gradient, to which `z_loss` times the squared
+// logarithm of each row's mass is added, goes to `d`, unless that is null.
 template <class S>
-double cross_entropy(SumOf<S> *logits, long ldl, long rows, long size, const int64_t *targets, S *d, long ld) {
+double cross_entropy(SumOf<S> *logits, long ldl, long rows, long size, const int64_t *targets, S *d, long ld,
+                     double z_loss) {
     using A = SumOf<S>;
     using V = VectorOf<S>;
     constexpr long W = WIDTH<S>;
@@ -94,12 +96,13 @@ double cross_entropy(SumOf<S> *logits, long ldl, long rows, long size, const int
             store(logits + j, p);
             total += p;
         }
-        const A mass = sum(total);
-        loss += std::log(mass) + top - hit;
+        const A mass = sum(total), log_mass = std::log(mass) + top;
+        loss += log_mass - hit;
         if (!d) continue;
-        logits[targets[row]] -= mass;
+        const A more = A(1) + A(2 * z_loss) * log_mass;
+        logits[targets[row]] -= mass / more;
         for (long j = size; j < (size + W - 1) / W * W; j++) logits[j] = 0;
-        for (long j = 0; j < size; j += W) store(d + row * ld + j, load(logits + j) * (A(1) / mass));
+        for (long j = 0; j < size; j += W) store(d + row * ld + j, load(logits + j) * (more / mass));
     }
     return loss;
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trainer.model import slots
 from trainer.native.build import Spec, library
+from trainer.recipe import Scaling
 from trainer.shape import Activation, Positions, Shape
 
 CHUNK_TOKENS = 512
@@ -34,12 +35,22 @@ class NativeTransformer:
         Sequences that are taken through the model together: few enough to stay in cache.
     """
 
-    def __init__(self, shape: Shape, flat: Tensor, precision: str, *, chunk: int, threads: int) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        flat: Tensor,
+        precision: str,
+        *,
+        chunk: int,
+        threads: int,
+        scaling: Scaling | None = None,
+        z_loss: float = 0.0,
+    ) -> None:
         lib = library(precision)
         if lib is None:
             raise RuntimeError(f"no C++ step in {precision} here")
         self.shape, self.flat, self._lib = shape, flat, lib
-        spec, kept = _spec(shape)
+        spec, kept = _spec(shape, scaling, z_loss)
         self._step = lib.isoflop_make(ctypes.byref(spec), chunk, threads)
         del kept
         if not self._step:
@@ -66,10 +77,10 @@ class NativeTransformer:
         return torch.tensor(total, dtype=torch.float64)
 
 
-def _spec(shape: Shape) -> tuple[Spec, list[np.ndarray]]:
+def _spec(shape: Shape, scaling: Scaling | None, z_loss: float) -> tuple[Spec, list[np.ndarray]]:
     """The shape as C++ takes it, and the arrays it points to."""
     offsets, scales, offset = {}, {}, 0
-    for slot in slots(shape):
+    for slot in slots(shape, scaling):
         offsets[slot.name], scales[slot.name] = offset, slot.scale
         offset += slot.params
     names = ["embedding", "positions", "head", "norm_out"]
@@ -93,6 +104,7 @@ def _spec(shape: Shape) -> tuple[Spec, list[np.ndarray]]:
         tied_head=shape.tied_head,
         params=shape.params_total,
         query_scale=1 / math.sqrt(shape.head_size),
+        z_loss=z_loss,
         angles=angles.ctypes.data,
         offsets=places.ctypes.data,
         scales=factors.ctypes.data,

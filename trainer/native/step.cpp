@@ -15,7 +15,7 @@
 struct Spec {
     int64_t layers, width, heads, head_size, ffw, vocabulary, sequence;
     int64_t activation, learned_positions, tied_head, params;
-    double query_scale;
+    double query_scale, z_loss;
     const double *angles;   // (sequence, head_size): the rotation of each number, radians; null without
     const int64_t *offsets; // where tensors begin: embedding, positions, head, norm_out, then six for each layer
     const double *scales;   // what products with them are multiplied by
@@ -253,7 +253,7 @@ template <class S> class Step {
             }
             head_.apply(rows, w.normed_out + first * ld_, ld_, put<A>(w.logits, ldl_));
             w.loss += cross_entropy<S>(w.logits, ldl_, rows, s_.vocabulary, targets,
-                                       keep ? w.d_logits + first * ld_logits_ : nullptr, ld_logits_);
+                                       keep ? w.d_logits + first * ld_logits_ : nullptr, ld_logits_, s_.z_loss);
         }
     }
 
