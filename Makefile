@@ -11,7 +11,7 @@ quickstart: .venv/.run
 	$(BIN)/isoflop run sweep=quickstart
 
 test: .venv/.dev
-	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup $(TEST_FLAGS)
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TEST_FLAGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -18,6 +18,8 @@ VERBS = {
     "fit": "the three Chinchilla approaches, from runs or from a CSV",
     "board": "the sweep as a live page in the browser",
     "sync": "hand runs to W&B that it does not have, from the disk",
+    "export": "points as folders for Hugging Face's libraries",
+    "sample": "text from a point",
     "data prepare": "text of your own as token shards",
     "data check": "whether token shards are what their header says",
     "predict": "compute-optimal size, tokens and loss from a fit or a published law",

@@ -274,7 +274,7 @@ class Config:
     fit: FitConfig = field(default_factory=FitConfig)
     forecast: ForecastConfig = field(default_factory=ForecastConfig)
     out: str | None = None
-    """Where fit and run write; null: <root>/<sweep>/fit, or fits/<file name> for a CSV."""
+    """Where fit, run and export write; null: <root>/<sweep>/fit or .../export, or fits/<file name> for a CSV."""
     format: Format = Format.table
     validation: str | None = None
     """fit, run: the validation set whose loss is fitted, where the corpus has several; null: its first."""
@@ -285,7 +285,7 @@ class Config:
     cancel_left: bool = False
     """submit: also cancel what waits or runs of points that have left the sweep."""
     point: str | None = None
-    """status, cancel, train: one point, by id or the beginning of one."""
+    """status, cancel, train, export, sample: one point, by id or the beginning of one."""
     watch: bool = False
     """status: refresh until every point has ended."""
     report: bool = False
@@ -336,6 +336,25 @@ class BoardCommand(Config):
 
 
 @dataclass(kw_only=True)
+class SampleCommand(Config):
+    """What ``sample`` reads besides."""
+
+    prompt: str = ""
+    """The text to go on from; empty begins a new document."""
+    tokens: int = 200
+    """How many to draw, at most: the end of a text ends a sample."""
+    temperature: float = 1.0
+    """0 always takes the likeliest token."""
+    top_k: int = 0
+    """Only so many of the likeliest tokens; 0: all."""
+    top_p: float = 1.0
+    """Only the likeliest tokens whose probabilities together reach this."""
+    seed: int = 0
+    """The same one gives the same text."""
+    samples: int = 1
+
+
+@dataclass(kw_only=True)
 class PredictCommand:
     """What ``predict`` reads."""
 
@@ -381,6 +400,7 @@ def register() -> None:
         ("predict_schema", PredictCommand),
         ("sync_schema", SyncCommand),
         ("board_schema", BoardCommand),
+        ("sample_schema", SampleCommand),
         ("data_prepare_schema", DataPrepareCommand),
         ("data_check_schema", DataCheckCommand),
     ):

@@ -38,15 +38,10 @@ def pytest_configure(config: pytest.Config) -> None:
     WHOLE = bool(config.getoption("--whole"))
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A file's tests share its fixtures, and of SLURM's they share the cluster: one process runs them all."""
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    slow = [f"test_{name}" for name in SLOW_FILES]
-    items.sort(key=lambda item: slow.index(item.path.stem) if item.path.stem in slow else len(slow))
+    if hasattr(config, "workerinput"):  # one of several processes, each of which takes one file after another
+        slow = [f"test_{name}" for name in SLOW_FILES]
+        items.sort(key=lambda item: slow.index(item.path.stem) if item.path.stem in slow else len(slow))
 
 
 def examples(whole: int, short: int) -> int:

@@ -25,7 +25,7 @@ from trainer.runfolder import RunFolder
 ISOFLOP = [sys.executable, "-m", "sweeps.cli"]
 SWEEP = (
     "sweep=smoke",
-    "sweep.budgets=[8e10]",
+    "sweep.budgets=[5e11]",
     "sweep.sizes=3",
     "trainer.checkpoint_seconds=0.5",
     "limits.lost_attempts=1000",

@@ -37,7 +37,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for the sweep and little else."""
     place = tmp_path / "disk"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12M", "tmpfs", place], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24M", "tmpfs", place], capture_output=True).returncode:
         pytest.skip("mounting a small disk takes root's rights")
     yield place
     subprocess.run(["umount", "--lazy", place], check=True)
@@ -46,7 +46,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_storm(slurm: Cluster, calm: SweepFolder, tmp_path: Path, seed: int) -> None:
     storm = Storm(slurm, tmp_path, seed)
     assert storm.isoflop("submit").returncode == 0
-    until(storm.training, 300)
+    until(lambda: storm.training() or storm.done(), 300)
     for _ in range(storm.fate.randint(3, 7)):
         storm.strike()
         storm.pause(storm.fate.uniform(0.2, 4))

@@ -56,7 +56,8 @@ def test_help_knows_a_labs_own_options(isoflop: Command, tmp_path: Path) -> None
     lab.parent.mkdir()
     lab.write_text("# @package _global_\nsweep: {name: ours_indeed, budgets: [3e14]}\n")
     said = isoflop("plan", "sweep=ours", "--config-dir", str(tmp_path), "--help").out
-    assert "chinchilla, ours, quickstart" in said and "sweep.name=ours_indeed" in said and "budgets=[3e14]" in said
+    assert "chinchilla, lr_probe, ours, quickstart" in said
+    assert "sweep.name=ours_indeed" in said and "budgets=[3e14]" in said
 
 
 def test_help_on_a_wrong_option_is_one_sentence(isoflop: Command) -> None:

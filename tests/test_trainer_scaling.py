@@ -27,8 +27,8 @@ class Watched(Transformer):
 
     stream: Tensor
 
-    def _add(self, stream: Tensor, x: Tensor, name: str) -> Tensor:
-        self.stream = super()._add(stream, x, name)
+    def add(self, stream: Tensor, x: Tensor, name: str) -> Tensor:
+        self.stream = super().add(stream, x, name)
         return self.stream
 
 

@@ -75,7 +75,7 @@ def test_qk_norm_makes_scores_independent_of_the_size_of_queries(path: Attention
     torch.testing.assert_close(model.logits(tokens), before, rtol=1e-3, atol=1e-4)
     q = torch.randn(2, 3, shape.attention_width, generator=torch.Generator().manual_seed(1))
     expected = functional.rms_norm(q.view(2, 3, shape.heads, -1), (shape.head_size,), eps=NORM_EPS)
-    torch.testing.assert_close(model._norm_heads(q, "0.norm_q"), expected.flatten(2))
+    torch.testing.assert_close(model.norm_heads(q, "0.norm_q"), expected.flatten(2))
 
 
 def test_they_are_hashed_only_where_they_are_on(tmp_path: Path) -> None:

@@ -193,6 +193,22 @@ def open_corpus(root: Path, corpus_id: str) -> Corpus:
     return Corpus(id=corpus_id, vocabulary=header.vocabulary, train=parts[TRAIN], sets=sets)
 
 
+def corpus_header(root: Path, corpus_id: str) -> tuple[Header, Path]:
+    """A corpus's header, and the folder with its shards and, where it has one, its tokenizer.
+
+    Raises
+    ------
+    UserError
+        If the root does not have the corpus.
+    """
+    folder = root / "corpora" / corpus_id
+    try:
+        raw = read_header(folder)
+        return Header.from_dict(raw), Path(raw.get("folder", folder))
+    except ShardError as error:
+        raise UserError(f"corpus {folder}: {error}; copy it there from the root it was made in.") from None
+
+
 def _changed(corpus_id: str, raw: Mapping[str, Any], header: Header, shards: Path) -> bool:
     """Whether the shards are others than those the corpus was made of, as far as their header, sizes and ends tell."""
     if "folder" not in raw:

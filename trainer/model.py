@@ -152,9 +152,9 @@ class Transformer:
             view = flat.detach()[offset : offset + slot.params].view(slot.size)
             self.tensors[slot.name] = view.requires_grad_()
             offset += slot.params
-        self._table: Tensor | None = None
+        self.table: Tensor | None = None
         if shape.positions is Positions.rope:  # for q and k at once
-            self._table = rotary_table(shape.sequence, 2 * shape.heads, shape.head_size, flat.device)
+            self.table = rotary_table(shape.sequence, 2 * shape.heads, shape.head_size, flat.device)
         self._mask = causal_mask(shape.sequence, flat.dtype, flat.device)
 
     def logits(self, tokens: Tensor) -> Tensor:
@@ -165,19 +165,19 @@ class Transformer:
         if shape.positions is Positions.learned:
             x = (x.view(batch, length, -1) + w["positions"][:length]).flatten(0, 1)
         for layer in range(shape.layers):
-            qkv = self._linear(rms_norm(x, w[f"{layer}.norm_attention"]), f"{layer}.qkv")
+            qkv = self.linear(rms_norm(x, w[f"{layer}.norm_attention"]), f"{layer}.qkv")
             mixed = self._mix(qkv.view(batch, length, -1), layer).flatten(0, 1)
-            x = self._add(x, mixed, f"{layer}.attention_out")
-            inner = self._linear(rms_norm(x, w[f"{layer}.norm_ffw"]), f"{layer}.ffw_in")
-            x = self._add(x, self._activate(inner), f"{layer}.ffw_out")
-        return self._linear(rms_norm(x, w["norm_out"]), "embedding" if shape.tied_head else "head")
+            x = self.add(x, mixed, f"{layer}.attention_out")
+            inner = self.linear(rms_norm(x, w[f"{layer}.norm_ffw"]), f"{layer}.ffw_in")
+            x = self.add(x, self.activate(inner), f"{layer}.ffw_out")
+        return self.linear(rms_norm(x, w["norm_out"]), "embedding" if shape.tied_head else "head")
 
-    def _linear(self, x: Tensor, name: str) -> Tensor:
+    def linear(self, x: Tensor, name: str) -> Tensor:
         """(n, columns) to (n, rows) by a matrix and its scale."""
         out, scale = functional.linear(x, self.tensors[name]), self._scale[name]
         return out if scale == 1 else out * scale
 
-    def _add(self, stream: Tensor, x: Tensor, name: str) -> Tensor:
+    def add(self, stream: Tensor, x: Tensor, name: str) -> Tensor:
         """The residual stream plus what a matrix and its scale make of ``x``."""
         return torch.addmm(stream, x, self.tensors[name].t(), alpha=self._scale[name])
 
@@ -187,19 +187,20 @@ class Transformer:
         qk, v = torch.split(qkv, [2 * wide, wide], -1)
         if self.shape.qk_norm:
             qk = torch.cat(
-                [self._norm_heads(x, f"{layer}.norm_{part}") for x, part in zip(qk.chunk(2, -1), "qk", strict=True)], -1
+                [self.norm_heads(x, f"{layer}.norm_{part}") for x, part in zip(qk.chunk(2, -1), "qk", strict=True)], -1
             )
-        if self._table is not None:
-            qk = rotate(qk, self._table[: qk.shape[1]])
+        if self.table is not None:
+            qk = rotate(qk, self.table[: qk.shape[1]])
         split = (*qkv.shape[:2], self.shape.heads, self.shape.head_size)
         q, k, v = (x.view(split).transpose(1, 2) for x in (*qk.chunk(2, -1), v))
         return attend(q, k, v, self._mask, self.attention).transpose(1, 2).flatten(2)
 
-    def _norm_heads(self, x: Tensor, name: str) -> Tensor:
-        """RMSNorm of each head of (B, T, H k)."""
+    def norm_heads(self, x: Tensor, name: str) -> Tensor:
+        """RMSNorm of each head of (..., H k)."""
         return rms_norm(x.reshape(-1, self.shape.head_size), self.tensors[name]).view(x.shape)
 
-    def _activate(self, inner: Tensor) -> Tensor:
+    def activate(self, inner: Tensor) -> Tensor:
+        """The non-linearity between the matrices of a feed-forward layer."""
         if self.shape.activation is Activation.gelu:
             return functional.gelu(inner)
         if self.shape.activation is Activation.relu2:

@@ -163,7 +163,7 @@ class RunFolder:
         self.path = path
         self._facts = dict(facts or {})
         """What every attempt that is started here says besides."""
-        self.check_owner: Callable[[], None] = lambda: None
+        self.check_owner: Callable[[], None] = _sole_writer
         """Called before the config or the beginning of an attempt is written: raises where the folder is no longer the
         writer's, who may have stood still until others took it over."""
 
@@ -400,6 +400,10 @@ def final_record(
         "attempt": attempt,
         "time": time.time(),
     }
+
+
+def _sole_writer() -> None:
+    """The check of those who need none; a function with a name, so that a folder can be sent to another process."""
 
 
 def slurm_facts(environ: Mapping[str, str]) -> dict[str, str]:

@@ -86,6 +86,11 @@ class Header:
         names = [part for part in self.shards if part != TRAIN]
         return sorted(names, key=lambda name: name != VALIDATION)
 
+    @property
+    def coding(self) -> str | None:
+        """How tokens are text: the tokenizer named, else bytes where they can be nothing else."""
+        return BYTES if self.tokenizer is None and (self.vocabulary, self.dtype) == (256, "uint8") else self.tokenizer
+
     def to_dict(self) -> dict[str, Any]:
         """As the file has it."""
         parts = [TRAIN, *self.validation_sets]

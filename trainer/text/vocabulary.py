@@ -167,11 +167,11 @@ def vocabulary_of(header: Header, folder: Path) -> Vocabulary | None:
     UserError
         If its tokenizer's file is gone or damaged.
     """
-    if header.tokenizer == BYTES:
+    if header.coding == BYTES:
         return Bytes(header.end_of_text)
-    if header.tokenizer is None:
+    if header.coding is None:
         return None
-    path = folder / header.tokenizer
+    path = folder / header.coding
     try:
         content = path.read_text()
     except OSError as error:
