@@ -106,7 +106,7 @@ def test_a_fit_is_logged_as_a_run_with_its_files(
     isoflop: Command, folder: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_home(monkeypatch, tmp_path)
-    monkeypatch.setattr("conftest.DRAWN", (("isoflop",), {"png": {}}))
+    monkeypatch.setattr("analysis.report.figures.KINDS", {"png": {}})
     assert isoflop("run", *smoke(folder, *OFFLINE)).code == 0
     (file,) = (folder.fit / "wandb").glob("offline-run-*/*.wandb")
     read = read_attempt(file)

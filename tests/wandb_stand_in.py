@@ -113,6 +113,8 @@ class StandIn:
 
     def _RunResumeStatus(self, given: dict[str, Any]) -> Any:  # noqa: N802
         run = self.runs.get(given["name"])
+        if run is not None:  # asked once, when a run is opened; it is upserted whenever its config changes, too
+            run.preempting = False
         entity = {"id": "1", "name": "lab"}
         return {"model": {"id": "1", "name": "study", "entity": entity, "bucket": run and run.node()}}
 
@@ -125,7 +127,7 @@ class StandIn:
             run.state = given["state"]
         elif given.get("name"):
             run.opened += 1
-            run.state, run.preempting = "running", False
+            run.state = "running"
         if given.get("summaryMetrics"):
             run.summary |= json.loads(given["summaryMetrics"])
         node = run.node() | {"description": None, "sweepName": None}
