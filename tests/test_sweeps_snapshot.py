@@ -92,6 +92,6 @@ def test_everything_that_a_task_reads_is_in_it(sweep: SweepFolder) -> None:
     place = take(sweep)
     for name in PACKAGES:
         there = {path.relative_to(HERE) for path in (HERE / name).rglob("*") if path.is_file()}
-        needed = {path for path in there if path.suffix not in (".pyc", ".png", ".md")}
+        needed = {path for path in there if path.suffix not in (".pyc", ".png", ".md", ".css", ".html", ".js")}
         assert all((place / path).exists() for path in needed), needed
     assert (place / "trainer" / "native" / "step.cpp").exists()

@@ -13,6 +13,7 @@ from trainer_runs import make_run, small_corpus
 
 from sweeps.worker import execute
 from trainer import lock
+from trainer.mirror import Mirror
 from trainer.runfolder import RunFolder
 
 
@@ -47,7 +48,9 @@ def test_frozen_before_its_first_line(
         folder = RunFolder(tmp_path / "s" / config.run_id)
         folder.write_config(config)
     then: list[dict[str, bytes]] = []
-    verdict = execute(folder, "old", lambda: None, prepare=lambda: then.append(taken_over(folder)))
+    verdict = execute(
+        folder, "old", lambda: None, Mirror(folder.path.parent), prepare=lambda: then.append(taken_over(folder))
+    )
     assert verdict == "stopped: the lock was lost"
     assert contents(folder) == then[0]
     assert set(then[0]) == {"config.yaml", "lock"}
@@ -66,5 +69,5 @@ def test_frozen_while_it_chose_its_kernels(
         return choose(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "choose_kernels", slowly)
-    assert execute(folder, "old", lambda: None) == "stopped: the lock was lost"
+    assert execute(folder, "old", lambda: None, Mirror(folder.path.parent)) == "stopped: the lock was lost"
     assert contents(folder) == then[0]

@@ -62,8 +62,8 @@ def test_every_set_is_measured_over_its_own_windows(tmp_path: Path) -> None:
         key = "val_loss" if part.name == "validation" else f"val_loss_{part.name}"
         assert rows(several)[-1][key] == measured["loss"]
     assert len({each["loss"] for each in final["validation_sets"].values()}) == 3
-    assert summary_of(final)["val_loss_code"] == final["validation_sets"]["code"]["loss"]
-    assert "val_loss_validation" not in summary_of(record(one))
+    assert summary_of({several.run_id: final})["val_loss_code"] == final["validation_sets"]["code"]["loss"]
+    assert "val_loss_validation" not in summary_of({one.run_id: record(one)})
 
 
 def test_a_run_killed_before_its_record_keeps_every_sets_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
