@@ -97,7 +97,7 @@ def test_lines_of_jsonl_that_are_no_objects_are_listed(tmp_path: Path) -> None:
         ("a.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "cannot be read as CSV .*it holds binary data"),
         ("a.csv", b"params,tokens,loss\n\xff\xfe,1,1\n", "cannot be read as CSV"),
         ("a.csv.gz", b"params,tokens,loss\n", "cannot be read as CSV .*[Nn]ot a gzip"),
-        ("a.csv.gz", gzip.compress(b"params,tokens,loss\n1,1,1\n" * 9)[:-9], "cannot be read as CSV"),
+        ("a.csv.gz", gzip.compress(b"params,tokens,loss\n1,1,1\n" * 9, mtime=0)[:-9], "cannot be read as CSV"),
         ("a.parquet", b"params,tokens,loss\n1,1,1\n", "cannot be read as parquet"),
         ("a.jsonl", b"params,tokens,loss\n1,1,1\n", "holds no JSON object; write one object per line"),
         ("a.jsonl", b"\xff\xfe\n", "cannot be read as lines of JSON"),
