@@ -13,14 +13,18 @@ if TYPE_CHECKING:
 
 THREE = "{:z.3f}".format
 """Three decimals, without a minus before what they round to zero."""
+BEYOND = 1e18
+"""A count that nobody has: an end of an interval that says nothing."""
 SHORT_TITLES = {"envelope": "1 envelope", "isoflop": "2 isoFLOP", "parametric": "3 parametric"}
 """Hoffmann's numbers of the approaches."""
 
 
 def count_text(value: float | None) -> str:
-    """Parameters or tokens: 55k, 1.2M, 70B, 1.4T; three digits at most, a dash for what is not known."""
+    """Parameters or tokens: 55k, 1.2M, 70B, 1.4T, 3e21; three digits at most, a dash for what is not known."""
     if value is None or not math.isfinite(value):
         return "–"
+    if abs(value) >= BEYOND:
+        return flops_text(value)
     value = float(f"{value:.3g}")
     for factor, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:

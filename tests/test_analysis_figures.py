@@ -43,6 +43,7 @@ def fit() -> FitResult:
         (999_950, "1M"),
         (512, "512"),
         (3e15, "3,000T"),
+        (2.0099e42, "2.01e42"),
     ],
 )
 def test_counts_are_written_as_people_say_them(value: float, text: str) -> None:
