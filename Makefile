@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# More than two cores have: the tests of SLURM mostly wait for it.
+# More than two cores have: the tests of SLURM mostly wait for it. Their libraries get a thread each, or they crowd.
 TEST_PROCESSES ?= 4
 
 .PHONY: quickstart test lint clean
@@ -11,7 +11,7 @@ quickstart: .venv/.run
 	$(BIN)/isoflop run sweep=quickstart
 
 test: .venv/.dev
-	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TEST_FLAGS)
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TEST_FLAGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

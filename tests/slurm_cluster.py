@@ -148,8 +148,10 @@ class Cluster:
     def fail_node(self, node: str) -> None:
         """What a power cut does: slurmd, its step daemons and every process of its jobs are gone at once."""
         self.kill_daemon(node)
-        for pid in self.processes(node):
-            _signal(pid, signal.SIGKILL)
+        while pids := self.processes(node):  # again, for what a process began while we looked
+            for pid in pids:
+                _signal(pid, signal.SIGKILL)
+            time.sleep(0.05)
 
     def pid(self, name: str) -> int | None:
         """The daemon's process; None if it does not run."""
