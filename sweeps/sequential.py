@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 
 from sweeps.config import Config, Design
 from sweeps.paths import SweepFolder
-from sweeps.planner import make_plan
 from sweeps.points import Plan
 from sweeps.state import ENDED, PointState, State
 
@@ -41,7 +40,8 @@ def further(
     tell
         Hears in a line how precise the results are, and why nothing more is trained.
     """
-    from sweeps.precision import precision_so_far  # here, because it takes scipy half a second
+    from sweeps.planner import make_plan  # these here, because status, which comes by, needs neither
+    from sweeps.precision import precision_so_far
 
     reached = precision_so_far(config, folder)
     tell("the results tell no law yet" if reached is None else reached.text)
