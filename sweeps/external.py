@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sweeps.ranks import RANKS, spread
+from sweeps.ranks import Ranks, spread
 from trainer.files import write_json
 from trainer.lock import LockLost, process_birth
 from trainer.runfolder import RunConfig, RunFolder
@@ -42,8 +42,14 @@ class ExternalTrainerError(Exception):
     """The program did not start, or left without a final record."""
 
 
-def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop: Callable[[], str | None]) -> str:
-    """Run ``trainer.command`` on the folder and judge what it left there.
+def train_externally(
+    folder: RunFolder,
+    config: RunConfig,
+    job: str,
+    should_stop: Callable[[], str | None],
+    ranks: Ranks | None = None,
+) -> str:
+    """Run ``trainer.command`` on the folder, once per rank where there are several, and judge what it left there.
 
     Returns
     -------
@@ -59,7 +65,8 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
     command = shlex.split(config.recipe.command or "")
     for placeholder, value in filled.items():
         command = [part.replace(placeholder, value) for part in command]
-    command = spread(command, os.environ)
+    if ranks is not None:
+        command = spread(command, ranks)
     _end_orphan(folder)
     rows = folder.metrics()
     attempt = folder.start_attempt(job, rows[-1]["step"] + 1 if rows else 0)
@@ -72,7 +79,7 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_environment() | {"ISOFLOP_ATTEMPT": str(attempt)},
+                env=_environment(alone=ranks is None) | {"ISOFLOP_ATTEMPT": str(attempt)},
                 start_new_session=True,
                 preexec_fn=_end_with_worker,
             )
@@ -108,10 +115,10 @@ def train_externally(folder: RunFolder, config: RunConfig, job: str, should_stop
     return why
 
 
-def _environment() -> dict[str, str]:
+def _environment(alone: bool) -> dict[str, str]:
     """The worker's, without what protects the worker alone."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
-    return inherited | (ALONE if "SLURM_PROCID" in inherited and RANKS not in inherited else {})
+    return inherited | (ALONE if alone and "SLURM_PROCID" in inherited else {})
 
 
 def _end_with_worker() -> None:

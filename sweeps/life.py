@@ -17,7 +17,7 @@ from typing import Any
 from sweeps import slurm
 from sweeps.canary import set_limits
 from sweeps.jobs import read_job
-from sweeps.ranks import RANKS
+from sweeps.ranks import Ranks
 from sweeps.snapshot import changes
 from sweeps.worker import Worker
 from trainer.errors import MachineFault
@@ -53,10 +53,17 @@ def live(path: Path, signals: list[int]) -> int:
         facts["changed"] = differences
         sys.stderr.write(f"isoflop: the environment is not that of the submission: {', '.join(differences)}\n")
     nodes, devices = job.resources["nodes"], job.resources["devices"]
-    if nodes * devices > 1:
-        facts["devices"] = nodes * devices
-        os.environ[RANKS] = f"{nodes} {devices} {job.resources['cpus'] // devices}"
-    worker = Worker(path.parent.parent, job.tasks[index], f"{path.name}/{index}", job.lost_attempts, facts)
+    ranks = Ranks(nodes, devices, job.resources["cpus"] // devices)
+    if ranks.count > 1:
+        facts["devices"] = ranks.count
+    worker = Worker(
+        path.parent.parent,
+        job.tasks[index],
+        f"{path.name}/{index}",
+        job.lost_attempts,
+        facts,
+        ranks if ranks.count > 1 else None,
+    )
     warned_of_limit = began + 60 * job.resources["minutes"] - job.warning_seconds - SIGNAL_GRAIN
 
     def should_stop() -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sweeps.external import ExternalTrainerError, train_externally
 from sweeps.jobs import Job, read_job
+from sweeps.ranks import Ranks
 from trainer.config import DeviceKind
 from trainer.errors import MachineFault, UserError
 from trainer.lock import BEAT_SECONDS, Lock, LockLost, holder
@@ -71,13 +72,21 @@ class Worker:
         The name under which attempts and locks record it.
     facts
         What every attempt's first line says besides.
+    ranks
+        Where each run has several devices.
     """
 
     def __init__(
-        self, sweep: Path, runs: Sequence[str], job: str, lost_attempts: int, facts: Mapping[str, Any] | None = None
+        self,
+        sweep: Path,
+        runs: Sequence[str],
+        job: str,
+        lost_attempts: int,
+        facts: Mapping[str, Any] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self._runs = [RunFolder(sweep / run, facts) for run in runs]
-        self._sweep, self._job, self._lost_attempts = sweep, job, lost_attempts
+        self._sweep, self._job, self._lost_attempts, self._ranks = sweep, job, lost_attempts, ranks
         self.failed: set[str] = set()
 
     def go(self, should_stop: ShouldStop, *, wait_for_others: bool = False) -> int:
@@ -99,7 +108,7 @@ class Worker:
         while should_stop() is None:
             folder = next((folder for folder in self._runs if self._open(folder) and holder(folder.path) is None), None)
             if folder is not None:
-                verdict = execute(folder, self._job, should_stop, mirror)
+                verdict = execute(folder, self._job, should_stop, mirror, ranks=self._ranks)
                 if verdict is not None and verdict.startswith(FAILED):
                     self.failed.add(folder.run_id)
             elif wait_for_others and self.unfinished():
@@ -127,6 +136,7 @@ def execute(
     should_stop: ShouldStop,
     mirror: Mirror,
     prepare: Callable[[], None] = lambda: None,
+    ranks: Ranks | None = None,
 ) -> str | None:
     """Claim one run and bring it to its end; one that has ended is left as it is.
 
@@ -170,7 +180,7 @@ def execute(
         mirror.follow(folder, config)
         try:
             if config.recipe.command is not None:
-                return train_externally(folder, config, job, poll)
+                return train_externally(folder, config, job, poll, ranks)
             from trainer.loop import train
 
             return train(folder, folder.path.parent.parent, job=job, should_stop=poll)

@@ -19,7 +19,7 @@ from sweeps import life
 from sweeps.external import ALONE
 from sweeps.jobs import open_jobs
 from sweeps.paths import SweepFolder
-from sweeps.ranks import RANKS, distributed, spread
+from sweeps.ranks import Ranks, distributed, spread
 from trainer.lock import Lock
 from trainer.runfolder import RunFolder, slurm_facts
 
@@ -237,22 +237,21 @@ def test_a_run_on_many_devices_gets_its_ranks_and_counts_them_all(
     (asked,) = submitted.fake.calls("srun")  # type: ignore[attr-defined]
     devices = json.loads(folder.plan_path.read_text())["points"][0]["devices"]
     assert devices > 1
-    assert f"--ntasks={devices}" in asked and asked.endswith("-m sweeps.ranks sh -c sleep 1; exit 1")
+    assert f"--ntasks={devices}" in asked and asked.endswith(f"-m sweeps.ranks {devices} sh -c sleep 1; exit 1")
     assert run.attempts()[0]["devices"] == devices
 
 
 def test_ranks() -> None:
-    assert spread(["train"], {}) == ["train"]
-    command = spread(["train", "x"], {RANKS: "2 8 12"})
-    assert command[0] == "srun" and command[-2:] == ["train", "x"]
+    command = spread(["train", "x"], Ranks(nodes=2, devices=8, cpus=12))
+    assert command[0] == "srun" and command[-3:] == ["8", "train", "x"]
     assert {"--nodes=2", "--ntasks=16", "--ntasks-per-node=8", "--cpus-per-task=12", "--overlap"} <= set(command)
     srun = {"SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_NTASKS": "16", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}
-    srun |= {"SLURM_JOB_ID": "5", "SLURM_STEP_ID": "2", RANKS: "2 8 12"}
-    found = distributed(srun)
+    srun |= {"SLURM_JOB_ID": "5", "SLURM_STEP_ID": "2"}
+    found = distributed(srun, "8")
     assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"], found["LOCAL_WORLD_SIZE"]) == ("9", "1", "16", "8")
     assert found["MASTER_ADDR"] == "10.0.0.7"
     assert 20_000 <= int(found["MASTER_PORT"]) < 30_000
-    assert found["MASTER_PORT"] != distributed(srun | {"SLURM_STEP_ID": "3"})["MASTER_PORT"]
+    assert found["MASTER_PORT"] != distributed(srun | {"SLURM_STEP_ID": "3"}, "8")["MASTER_PORT"]
 
 
 def test_outside_of_slurm_the_ledger_says_nothing_of_it(tmp_path: Path) -> None:
