@@ -18,15 +18,15 @@ from typing import Any
 from omegaconf import DictConfig
 
 from sweeps.app import run_verb, typed
-from sweeps.backlog import read_backlog
 from sweeps.config import BoardCommand
-from sweeps.overview import overview
+from sweeps.dispatch.backlog import read_backlog
+from sweeps.dispatch.slurm import Scheduler
+from sweeps.dispatch.state import inspect
 from sweeps.paths import SweepFolder
-from sweeps.points import read_plan
-from sweeps.render import say
-from sweeps.slurm import Scheduler
-from sweeps.sofar import FitSoFar
-from sweeps.state import inspect
+from sweeps.planning.points import read_plan
+from sweeps.terminal import say
+from sweeps.watch.overview import overview
+from sweeps.watch.sofar import FitSoFar
 from trainer.errors import MachineFault, UserError
 
 FRESH_SECONDS = 1.0

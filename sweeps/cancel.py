@@ -9,15 +9,15 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from sweeps.app import run_verb, typed
-from sweeps.backlog import Backlog, read_backlog
 from sweeps.config import Config
+from sweeps.dispatch.backlog import Backlog, read_backlog
+from sweeps.dispatch.slurm import Scheduler
+from sweeps.dispatch.state import PointState, State, inspect
+from sweeps.dispatch.takeback import cancel_runs, drop_idle
 from sweeps.paths import SweepFolder
-from sweeps.points import read_plan
-from sweeps.render import say
-from sweeps.slurm import Scheduler
-from sweeps.state import PointState, State, inspect
+from sweeps.planning.points import read_plan
 from sweeps.status import select
-from sweeps.takeback import cancel_runs, drop_idle
+from sweeps.terminal import say
 
 
 def cancel(folder: SweepFolder, states: list[PointState], backlog: Backlog) -> list[str]:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from sweeps.app import run_verb, typed
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
-from sweeps.render import say
+from sweeps.terminal import say
 from trainer.config import Keep
 from trainer.files import disk_faults
 from trainer.lock import Lock

@@ -23,7 +23,7 @@ from trainer.text.config import PrepareConfig
 
 
 class Design(StrEnum):
-    """How a sweep makes its points (see :mod:`sweeps.design`)."""
+    """How a sweep makes its points (see :mod:`sweeps.planning.design`)."""
 
     isoflop = "isoflop"
     horizons = "horizons"

@@ -13,7 +13,7 @@ from analysis.text import count_text
 from sweeps.app import run_verb, typed
 from sweeps.config import DataCheckCommand
 from sweeps.data_prepare import reported
-from sweeps.render import say
+from sweeps.terminal import say
 from trainer.errors import UserError
 from trainer.shards import Header, ShardError, check_digests, check_tokens, open_shards, read_header
 

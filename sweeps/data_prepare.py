@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from analysis.text import count_text
 from sweeps.app import run_verb, typed
 from sweeps.config import DataPrepareCommand, Format
-from sweeps.render import print_json, progress_line, say, stdout, table
+from sweeps.terminal import print_json, progress_line, say, stdout, table
 from trainer.shards import TRAIN
 from trainer.text.prepare import Prepared, Progress, prepare
 

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from sweeps.app import run_verb, typed
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
-from sweeps.points import read_plan
-from sweeps.render import progress_line, say
+from sweeps.planning.points import read_plan
+from sweeps.terminal import progress_line, say
 from trainer.errors import UserError
 
 

@@ -22,8 +22,7 @@ from analysis.fit import fit_tables
 from analysis.fitting.values import Refused
 from analysis.ingest.clean import keep_where, split
 from analysis.ingest.files import read_file
-from analysis.ingest.runs import read_runs
-from analysis.ingest.tables import Exclusion, Tables
+from analysis.ingest.tables import Tables
 from analysis.ingest.wandb_api import read_project
 from analysis.ingest.wandb_files import read_offline
 from analysis.laws.law import law_from_config
@@ -36,10 +35,10 @@ from sweeps.app import complain, run_verb, typed
 from sweeps.config import Config, FitCommand, FitSource, Format
 from sweeps.fit_wandb import log_fit
 from sweeps.paths import SweepFolder
-from sweeps.points import read_plan
-from sweeps.probe import best_rates, flag_edges
-from sweeps.render import progress_line, say
-from sweeps.render_fit import fit_json, print_fit, print_rates, print_summary
+from sweeps.planning.probe import best_rates
+from sweeps.render.fit import fit_json, print_fit, print_rates, print_summary
+from sweeps.terminal import progress_line, say
+from sweeps.watch.measured import sweep_tables
 from trainer.errors import UserError
 from trainer.files import write_whole
 from trainer.tracking import is_tracked
@@ -59,30 +58,6 @@ def fit_sweep(config: Config, folder: SweepFolder) -> None:
         if not best_rates(tables.points):
             raise
         say(f"no fit: {error}")  # of a sweep over rates nobody expects one
-
-
-def sweep_tables(folder: SweepFolder, validation: str | None) -> Tables:
-    """The sweep's points and curves; runs that have left the config are listed as left out.
-
-    Raises
-    ------
-    UserError
-        If the sweep has no plan, or no run, or none that measured the validation set.
-    """
-    planned = {row["point_id"] for row in read_plan(folder)["points"]}
-    tables = read_runs(folder.root, [folder.name], validation)
-    kept = tables.points["point_id"].isin(planned)
-    left = tuple(
-        Exclusion(row=point, reason="its point has left the sweep's config")
-        for point in tables.points.loc[~kept, "point_id"]
-    )
-    kept_tables = replace(
-        tables,
-        points=tables.points[kept],
-        curves=tables.curves[tables.curves["run_id"].isin(tables.points.loc[kept, "run_id"])],
-        excluded=tables.excluded + left,
-    )
-    return flag_edges(kept_tables)
 
 
 def fit_and_show(

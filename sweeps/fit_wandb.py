@@ -16,8 +16,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.store import EXCLUSIONS, EXPONENTS, FIT, POINTS, REPLICATES
-from sweeps.planner import provenance
-from sweeps.render import say
+from sweeps.planning.planner import provenance
+from sweeps.terminal import say
 from trainer.config import TrackingConfig, plain
 from trainer.tracking import LEAN
 

@@ -15,9 +15,10 @@ from omegaconf import DictConfig
 from sweeps.app import run_verb, typed
 from sweeps.config import Config, Format
 from sweeps.paths import SweepFolder
-from sweeps.planner import make_plan
-from sweeps.points import write_plan
-from sweeps.render import say, show_plan
+from sweeps.planning.planner import make_plan
+from sweeps.planning.points import write_plan
+from sweeps.render.plan import show_plan
+from sweeps.terminal import say
 
 
 def _body(config: DictConfig) -> int:
@@ -26,7 +27,7 @@ def _body(config: DictConfig) -> int:
     folder = SweepFolder.of(base.root, plan.sweep)
     outlook = None
     if base.forecast.on or base.report:
-        from sweeps.forecast import foretell  # here, because it takes scipy half a second
+        from sweeps.planning.forecast import foretell  # here, because it takes scipy half a second
 
         outlook = foretell(base, plan, folder)
         plan = replace(plan, forecast=outlook.to_dict())
@@ -39,11 +40,11 @@ def _body(config: DictConfig) -> int:
             if "targets" in batch:
                 say(f"batch {number}: {design_text(batch)}")
     if outlook is not None and base.format is Format.table:
-        from sweeps.render_forecast import show_forecast
+        from sweeps.render.forecast import show_forecast
 
         show_forecast(outlook)
     if outlook is not None and base.report:
-        from sweeps.plan_report import write_pictures
+        from sweeps.render.plan_report import write_pictures
 
         say(f"written: {write_pictures(base, plan, outlook, folder)}")
     return 0

@@ -22,8 +22,8 @@ from analysis.predict import law_of_fit, predict_fit, predict_law, predict_model
 from analysis.predict.question import Question
 from sweeps.app import run_verb, typed
 from sweeps.config import Format, PredictCommand
-from sweeps.render import print_json
-from sweeps.render_predict import models_json, print_meaning, print_models, print_predictions
+from sweeps.render.predict import models_json, print_meaning, print_models, print_predictions
+from sweeps.terminal import print_json
 from trainer.errors import UserError
 
 

@@ -16,19 +16,21 @@ from typing import NoReturn
 from omegaconf import DictConfig
 
 from sweeps.app import INTERRUPTED, again, complain, run_verb, typed
-from sweeps.backlog import read_backlog
 from sweeps.config import Config, Executor
+from sweeps.dispatch.backlog import read_backlog
+from sweeps.dispatch.jobs import last_words, live_jobs, log_path, request_stop
+from sweeps.dispatch.reconcile import submit, workers_wanted
+from sweeps.dispatch.slurm import Scheduler
+from sweeps.dispatch.state import ENDED, PointState, State, inspect
 from sweeps.fit import fit_sweep
-from sweeps.jobs import last_words, live_jobs, log_path, request_stop
 from sweeps.paths import SweepFolder
-from sweeps.planner import make_plan
-from sweeps.points import Plan
-from sweeps.reconcile import submit, workers_wanted
-from sweeps.render import say, say_refused, say_untold, show_submission
-from sweeps.render_live import live_overview
+from sweeps.planning.planner import make_plan
+from sweeps.planning.points import Plan
+from sweeps.render.live import live_overview
+from sweeps.render.plan import say_refused
+from sweeps.render.status import say_untold, show_submission
 from sweeps.sequential import further, goes_on, has_ended
-from sweeps.slurm import Scheduler
-from sweeps.state import ENDED, PointState, State, inspect
+from sweeps.terminal import say
 from trainer.errors import MachineFault, UserError
 from trainer.mirror import tell_rest
 from trainer.tracking import is_tracked

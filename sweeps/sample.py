@@ -13,7 +13,7 @@ from sweeps.app import run_verb, typed
 from sweeps.config import SampleCommand
 from sweeps.export import planned_points
 from sweeps.paths import SweepFolder
-from sweeps.render import say
+from sweeps.terminal import say
 from trainer.errors import UserError
 
 

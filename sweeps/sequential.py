@@ -13,9 +13,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from sweeps.config import Config, Design
+from sweeps.dispatch.state import ENDED, PointState, State
 from sweeps.paths import SweepFolder
-from sweeps.points import Plan
-from sweeps.state import ENDED, PointState, State
+from sweeps.planning.points import Plan
 
 
 def goes_on(config: Config) -> bool:
@@ -40,8 +40,8 @@ def further(
     tell
         Hears in a line how precise the results are, and why nothing more is trained.
     """
-    from sweeps.planner import make_plan  # these here, because status, which comes by, needs neither
-    from sweeps.precision import precision_so_far
+    from sweeps.planning.planner import make_plan  # these here, because status, which comes by, needs neither
+    from sweeps.planning.precision import precision_so_far
 
     reached = precision_so_far(config, folder)
     tell("the results tell no law yet" if reached is None else reached.text)
@@ -73,7 +73,7 @@ _known: dict[str, tuple[int, dict[str, Any] | None]] = {}
 
 
 def precision_facts(config: Config, folder: SweepFolder) -> dict[str, Any] | None:
-    """The same for programs: the fields of :class:`sweeps.precision.Reached`, ``text``, and what the limit is.
+    """The same for programs: the fields of :class:`sweeps.planning.precision.Reached`, ``text``, and what the limit is.
 
     None where the sweep states no target, or its results tell no law yet.
     """
@@ -83,7 +83,7 @@ def precision_facts(config: Config, folder: SweepFolder) -> dict[str, Any] | Non
     done = sum(1 for _ in folder.path.glob("*/points.jsonl"))
     key = json.dumps([str(folder.path), str(target), config.fit.to_dict()], default=str)
     if key not in _known or _known[key][0] != done:
-        from sweeps.precision import precision_so_far
+        from sweeps.planning.precision import precision_so_far
 
         reached = precision_so_far(config, folder)
         limit = {"flops": config.sweep.limit.flops, "device_hours": config.sweep.limit.device_hours}

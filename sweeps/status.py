@@ -12,16 +12,17 @@ import time
 from omegaconf import DictConfig
 
 from sweeps.app import run_verb, typed
-from sweeps.backlog import read_backlog
 from sweeps.config import Config
+from sweeps.dispatch.backlog import read_backlog
+from sweeps.dispatch.slurm import Scheduler
+from sweeps.dispatch.state import ENDED, PointState, State, inspect, orphans
 from sweeps.paths import SweepFolder
-from sweeps.points import read_plan
-from sweeps.render import say, say_untold, show_status
-from sweeps.render_live import live_overview
-from sweeps.render_point import find_log, show_point
+from sweeps.planning.points import read_plan
+from sweeps.render.live import live_overview
+from sweeps.render.point import find_log, show_point
+from sweeps.render.status import say_untold, show_status
 from sweeps.sequential import precision_line
-from sweeps.slurm import Scheduler
-from sweeps.state import ENDED, PointState, State, inspect, orphans
+from sweeps.terminal import say
 from trainer.errors import UserError
 
 REFRESH_SECONDS = 2.0

@@ -10,16 +10,18 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from sweeps.app import again, run_verb, typed
-from sweeps.backlog import read_backlog
 from sweeps.config import Config
+from sweeps.dispatch.backlog import read_backlog
+from sweeps.dispatch.reconcile import submit
+from sweeps.dispatch.slurm import Scheduler
+from sweeps.dispatch.state import PointState, inspect
 from sweeps.paths import SweepFolder
-from sweeps.planner import make_plan
-from sweeps.points import Plan
-from sweeps.reconcile import submit
-from sweeps.render import say, say_refused, show_submission
+from sweeps.planning.planner import make_plan
+from sweeps.planning.points import Plan
+from sweeps.render.plan import say_refused
+from sweeps.render.status import show_submission
 from sweeps.sequential import further, goes_on, has_ended
-from sweeps.slurm import Scheduler
-from sweeps.state import PointState, inspect
+from sweeps.terminal import say
 
 
 def _body(raw: DictConfig) -> int:

@@ -13,16 +13,16 @@ from omegaconf import DictConfig
 
 from analysis.text import count_text, error_text, flops_text
 from sweeps.app import again, run_verb, typed
-from sweeps.axes import expand
-from sweeps.chosen import Batch, Chosen, read_chosen, settings_key, write_chosen
 from sweeps.config import Config, Design, Format
-from sweeps.cost import Experience
-from sweeps.optimal import Workbench, begun, next_batch
 from sweeps.paths import SweepFolder
-from sweeps.planner import pinned_corpus, pinned_dtype
-from sweeps.precision import Reached, precision_so_far
-from sweeps.recipes import check_rules
-from sweeps.render import print_json, say, stdout, table
+from sweeps.planning.axes import expand
+from sweeps.planning.chosen import Batch, Chosen, read_chosen, settings_key, write_chosen
+from sweeps.planning.cost import Experience
+from sweeps.planning.optimal import Workbench, begun, next_batch
+from sweeps.planning.planner import pinned_corpus, pinned_dtype
+from sweeps.planning.precision import Reached, precision_so_far
+from sweeps.planning.recipes import check_rules
+from sweeps.terminal import print_json, say, stdout, table
 from trainer.errors import UserError
 
 
@@ -32,7 +32,7 @@ def suggest(raw: DictConfig) -> tuple[Workbench, Chosen, Batch]:
     Raises
     ------
     UserError
-        If the design is not optimal, or as :func:`sweeps.optimal.choose`.
+        If the design is not optimal, or as :func:`sweeps.planning.optimal.choose`.
     """
     base: Config = typed(raw)
     if base.sweep.design is not Design.optimal:

@@ -23,7 +23,7 @@ from analysis.ingest.wandb_runs import LoggedRun, final_records, is_mirror, mirr
 from sweeps.app import complain, run_verb, typed
 from sweeps.config import SyncCommand, SyncSource
 from sweeps.paths import SweepFolder
-from sweeps.render import progress_line, say
+from sweeps.terminal import progress_line, say
 from trainer.config import Backend, TrackingConfig, WandbMode
 from trainer.errors import UserError
 from trainer.lock import Lock

@@ -12,7 +12,7 @@ def main() -> None:
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda received, frame: signals.append(received))
-    from sweeps.life import live
+    from sweeps.dispatch.life import live
 
     sys.exit(live(Path(sys.argv[1]), signals))
 

@@ -11,17 +11,17 @@ from types import FrameType
 from omegaconf import DictConfig
 
 from sweeps.app import INTERRUPTED, complain, run_verb, typed
-from sweeps.backlog import read_backlog
 from sweeps.config import Config
+from sweeps.dispatch.backlog import read_backlog
+from sweeps.dispatch.reconcile import open_run
+from sweeps.dispatch.slurm import Scheduler
+from sweeps.dispatch.state import PointState, inspect
+from sweeps.dispatch.worker import execute
 from sweeps.paths import SweepFolder
-from sweeps.planner import make_plan
-from sweeps.points import write_plan
-from sweeps.reconcile import open_run
-from sweeps.render import live, show_status
-from sweeps.slurm import Scheduler
-from sweeps.state import PointState, inspect
+from sweeps.planning.planner import make_plan
+from sweeps.planning.points import write_plan
+from sweeps.render.status import live, show_status
 from sweeps.status import select
-from sweeps.worker import execute
 from trainer.errors import MachineFault, UserError
 from trainer.mirror import Mirror
 from trainer.runfolder import FAILED

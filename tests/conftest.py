@@ -147,7 +147,7 @@ def slurm(slurm_started: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Any]:
     """The smoke sweep's folder; whatever still works there afterwards is stopped."""
-    from sweeps.jobs import live_jobs
+    from sweeps.dispatch.jobs import live_jobs
     from sweeps.paths import SweepFolder
     from trainer.lock import holder
 

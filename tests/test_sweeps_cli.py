@@ -47,7 +47,7 @@ def test_help_tells_what_each_value_is_now_and_means(isoflop: Command, monkeypat
     assert "  sweep.name=smoke                      Names the sweep's folder under root.\n" in said
     assert "  trainer.command=python t.py {folder}  An external trainer" in said
     assert "One of cosine, linear, wsd." in " ".join(said.split())
-    assert "\nmodel: The family of shapes a sweep draws its sizes from (see sweeps.ladder).\n" in said
+    assert "\nmodel: The family of shapes a sweep draws its sizes from (see sweeps.planning.ladder).\n" in said
     assert max(map(len, said.splitlines())) <= 140 and "``" not in said and ":mod:" not in said
 
 
@@ -389,9 +389,9 @@ def test_a_stdout_that_cannot_be_written_is_no_traceback(tmp_path: Path, stdout:
 def test_a_narrow_terminal_keeps_the_columns_that_matter(isoflop: Command) -> None:
     from rich.console import Console
 
+    from sweeps.dispatch.state import PointState, State
     from sweeps.paths import SweepFolder
-    from sweeps.render import status_table
-    from sweeps.state import PointState, State
+    from sweeps.render.status import status_table
 
     state = PointState(
         point_id="c3e12-n55k-d5.4M-0123456789", run_id="r", budget=3e12, params_non_embedding=55_000,

@@ -15,9 +15,9 @@ import torch
 from conftest import Answer
 from trainer_runs import make_run, small_corpus, small_shape
 
-from sweeps.cost import Experience, Ran, step_memory
-from sweeps.launch import has_gpu
+from sweeps.dispatch.launch import has_gpu
 from sweeps.paths import SweepFolder
+from sweeps.planning.cost import Experience, Ran, step_memory
 from trainer.config import DeviceConfig, DeviceKind, Precision
 from trainer.files import append_line, write_json
 from trainer.loop import train

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sweep_runs import ISOFLOP, Command, finals, gated, smoke, states, until
 
-from sweeps.jobs import live_jobs
+from sweeps.dispatch.jobs import live_jobs
 from sweeps.paths import SweepFolder
 from trainer.lock import holder
 

@@ -18,8 +18,8 @@ from analysis.fitting.optimum import exponents, optimum
 from analysis.fitting.values import Cost
 from sweeps.config import Config, ForecastConfig
 from sweeps.paths import SweepFolder
-from sweeps.prior import ASSUMED_NOISE, find_noise, find_prior
-from sweeps.results import read_results
+from sweeps.planning.prior import ASSUMED_NOISE, find_noise, find_prior
+from sweeps.planning.results import read_results
 from trainer.errors import UserError
 from trainer.shape import ParamCount
 

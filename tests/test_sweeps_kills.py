@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sweeps.jobs import live_jobs
+from sweeps.dispatch.jobs import live_jobs
 from sweeps.paths import SweepFolder
 from trainer.lock import holder
 from trainer.runfolder import RunFolder

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from analysis.laws.law import find_law
 from sweeps.config import CentreConfig, Design, SweepConfig
-from sweeps.design import Target, spaced, targets
-from sweeps.ladder import REACH, ladder, nearest_head_size, pick
+from sweeps.planning.design import Target, spaced, targets
+from sweeps.planning.ladder import REACH, ladder, nearest_head_size, pick
 from trainer.config import ModelConfig
 from trainer.errors import UserError
 from trainer.shape import Activation

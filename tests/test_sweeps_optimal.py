@@ -241,8 +241,8 @@ def test_submit_starts_one_batch_after_another(isoflop: Command, folder: SweepFo
 
 def _n_star(flops: float) -> float:
     """Of the trainer's law, by what the toy shapes really cost."""
-    from sweeps.forecast import cost_of
-    from sweeps.ladder import ladder
+    from sweeps.planning.forecast import cost_of
+    from sweeps.planning.ladder import ladder
     from trainer.config import ModelConfig
     from trainer.shape import ParamCount
 

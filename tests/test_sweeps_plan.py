@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeps.config import Config
-from sweeps.cost import total_flops
-from sweeps.recipes import precision
-from sweeps.rules import batch_tokens, learning_rate
+from sweeps.planning.cost import total_flops
+from sweeps.planning.recipes import precision
+from sweeps.planning.rules import batch_tokens, learning_rate
 from trainer.config import DeviceKind, OptimConfig, Precision
 from trainer.recipe import Recipe
 
@@ -260,14 +260,14 @@ def test_auto_keeps_its_meaning_on_another_machine(
 ) -> None:
     first = plan().json
     for other in (True, False):
-        monkeypatch.setattr("sweeps.recipes._cpu_multiplies_bf16", lambda answer=other: answer)
+        monkeypatch.setattr("sweeps.planning.recipes._cpu_multiplies_bf16", lambda answer=other: answer)
         assert plan().json == first
 
 
 def test_a_share_of_0_85_lies_in_the_last_15_percent() -> None:
     from test_conf import composed
 
-    from sweeps.recipes import make_recipe, make_runtime
+    from sweeps.planning.recipes import make_recipe, make_runtime
     from trainer.shape import Shape
 
     config = composed("sweep=smoke")
@@ -287,7 +287,7 @@ def test_evaluation_counts_towards_the_cost(plan: Callable[..., Answer]) -> None
 def test_recipes_survive_json(plan: Callable[..., Answer], tmp_path: Path) -> None:
     from test_conf import composed
 
-    from sweeps.recipes import make_recipe, make_runtime
+    from sweeps.planning.recipes import make_recipe, make_runtime
     from trainer.runfolder import RunConfig
     from trainer.shape import Shape
 

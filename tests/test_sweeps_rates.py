@@ -10,8 +10,8 @@ import pytest
 from conftest import LAW_TRAINER
 
 from analysis.ingest.tables import Tables, complete_points
-from sweeps.probe import RATE, RATE_AT_EDGE, best_rates, flag_edges
-from sweeps.rules import batch_for, rate_for
+from sweeps.planning.probe import RATE, RATE_AT_EDGE, best_rates, flag_edges
+from sweeps.planning.rules import batch_for, rate_for
 from trainer.config import OptimConfig, RateRule
 from trainer.shape import Shape
 

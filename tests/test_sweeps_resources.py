@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.dispatch import throttled
-from sweeps.resources import Array, Resources, RunCost, Site, arrays, minutes_of
+from sweeps.dispatch.resources import Array, Resources, RunCost, Site, arrays, minutes_of
+from sweeps.dispatch.to_slurm import throttled
 
 SITE = Site(
     gpus=True,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sweep_runs import ISOFLOP, UNSPECIFIED, Command, finals, smoke, states, until
 
-from sweeps.jobs import live_jobs
+from sweeps.dispatch.jobs import live_jobs
 from sweeps.paths import SweepFolder
 
 

@@ -14,8 +14,9 @@ import pytest
 from fake_slurm import Fake
 from sweep_runs import Command, smoke, states
 
-from sweeps import life, run, slurm
-from sweeps.jobs import open_jobs, queue_name, read_job, write_job
+from sweeps import run
+from sweeps.dispatch import life, slurm
+from sweeps.dispatch.jobs import open_jobs, queue_name, read_job, write_job
 from sweeps.paths import SweepFolder
 from trainer.runfolder import RunFolder
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.dispatch.snapshot import HERE, PACKAGES, changes, git, take, versions
 from sweeps.paths import SweepFolder
-from sweeps.snapshot import HERE, PACKAGES, changes, git, take, versions
 
 
 @pytest.fixture

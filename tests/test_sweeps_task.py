@@ -15,11 +15,11 @@ import pytest
 from fake_slurm import Fake
 from sweep_runs import Command, gated, smoke, until
 
-from sweeps import life
-from sweeps.external import ALONE
-from sweeps.jobs import open_jobs
+from sweeps.dispatch import life
+from sweeps.dispatch.external import ALONE
+from sweeps.dispatch.jobs import open_jobs
+from sweeps.dispatch.ranks import Ranks, distributed, spread
 from sweeps.paths import SweepFolder
-from sweeps.ranks import Ranks, distributed, spread
 from trainer.lock import Lock
 from trainer.runfolder import RunFolder, slurm_facts
 
@@ -237,7 +237,9 @@ def test_a_run_on_many_devices_gets_its_ranks_and_counts_them_all(
     (asked,) = submitted.fake.calls("srun")  # type: ignore[attr-defined]
     devices = json.loads(folder.plan_path.read_text())["points"][0]["devices"]
     assert devices > 1
-    assert f"--ntasks={devices}" in asked and asked.endswith(f"-m sweeps.ranks {devices} sh -c sleep 1; exit 1")
+    assert f"--ntasks={devices}" in asked and asked.endswith(
+        f"-m sweeps.dispatch.ranks {devices} sh -c sleep 1; exit 1"
+    )
     assert run.attempts()[0]["devices"] == devices
 
 

@@ -13,11 +13,11 @@ import pytest
 from conftest import LAW_TRAINER, Answer
 
 from analysis.ingest.runs import read_runs
-from sweeps.backlog import Backlog
+from sweeps.dispatch.backlog import Backlog
+from sweeps.dispatch.reconcile import open_run
+from sweeps.dispatch.state import PointState, State, inspect
 from sweeps.paths import SweepFolder
-from sweeps.points import read_plan
-from sweeps.reconcile import open_run
-from sweeps.state import PointState, State, inspect
+from sweeps.planning.points import read_plan
 from trainer.lock import Lock
 from trainer.runfolder import final_record
 
@@ -68,7 +68,7 @@ def test_one_horizon_is_the_run_it_always_was(plan: Callable[..., Any]) -> None:
 def test_what_precedes_the_cooldowns_is_common(plan: Callable[..., Any], tmp_path: Path) -> None:
     from test_conf import composed
 
-    from sweeps.recipes import make_recipe
+    from sweeps.planning.recipes import make_recipe
     from trainer.shape import Shape
 
     config = composed("sweep=smoke", "schedule=wsd", "optim.batch_divisor=200")

@@ -14,11 +14,11 @@ from rich.console import Console
 from sweep_runs import Command, smoke
 
 from analysis.config import FitConfig
-from sweeps.overview import CURVE_POINTS, budgets, overview, read_curve
+from sweeps.dispatch.state import PointState, State
 from sweeps.paths import SweepFolder
-from sweeps.render_live import BLOCKS, live_view, sparkline
-from sweeps.sofar import FitSoFar, Line, SoFar, fit_so_far
-from sweeps.state import PointState, State
+from sweeps.render.live import BLOCKS, live_view, sparkline
+from sweeps.watch.overview import CURVE_POINTS, budgets, overview, read_curve
+from sweeps.watch.sofar import FitSoFar, Line, SoFar, fit_so_far
 from trainer.runfolder import RunFolder
 
 

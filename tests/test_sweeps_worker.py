@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from trainer_runs import make_run, small_corpus
 
-from sweeps.worker import execute
+from sweeps.dispatch.worker import execute
 from trainer import lock
 from trainer.mirror import Mirror
 from trainer.runfolder import RunFolder

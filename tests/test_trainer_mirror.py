@@ -28,7 +28,7 @@ from trainer.story import is_whole, read_mark
 WORKER = """
 import signal, sys
 from pathlib import Path
-from sweeps.worker import Worker
+from sweeps.dispatch.worker import Worker
 signals = []
 signal.signal(signal.SIGTERM, lambda number, frame: signals.append("SIGTERM"))
 Worker(Path(sys.argv[1]), sys.argv[2:], "job", 5).go(lambda: signals[0] if signals else None)
@@ -208,7 +208,7 @@ def test_what_ended_untold_is_told_later(offline: Path) -> None:
 
 
 def test_training_never_imports_wandb(tmp_path: Path) -> None:
-    code = "import sys, trainer.loop, trainer.mirror, sweeps.worker; assert 'wandb' not in sys.modules"
+    code = "import sys, trainer.loop, trainer.mirror, sweeps.dispatch.worker; assert 'wandb' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 

@@ -54,7 +54,7 @@ class Parametrisation(StrEnum):
 
 
 class RateRule(StrEnum):
-    """Where batch and rate come from (see :mod:`sweeps.rules`)."""
+    """Where batch and rate come from (see :mod:`sweeps.planning.rules`)."""
 
     power = "power"
     steplaw = "steplaw"
@@ -93,7 +93,7 @@ class WandbMode(StrEnum):
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """Group ``model/``: the family of shapes a sweep draws its sizes from (see :mod:`sweeps.ladder`)."""
+    """Group ``model/``: the family of shapes a sweep draws its sizes from (see :mod:`sweeps.planning.ladder`)."""
 
     activation: Activation = Activation.gelu
     positions: Positions = Positions.rope

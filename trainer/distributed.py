@@ -126,7 +126,7 @@ def _lead(folder: RunFolder, device: torch.device, asked: Callable[[], str | Non
 
 
 def main() -> int:
-    """One rank, in the environment that torchrun, or ``sweeps.ranks`` under srun, sets."""
+    """One rank, in the environment that torchrun, or ``sweeps.dispatch.ranks`` under srun, sets."""
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda received, frame: signals.append(received))

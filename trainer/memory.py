@@ -1,7 +1,7 @@
 """How much memory a run needs: a model of it, in bytes, from its shape and batch; and how much it took.
 
 The model is of torch's step; the C++ step of :mod:`trainer.native` needs less, as it takes a few sequences at a time.
-Once runs have finished, what they took corrects it (:class:`sweeps.cost.Experience`).
+Once runs have finished, what they took corrects it (:class:`sweeps.planning.cost.Experience`).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from sweeps.paths import SweepFolder
-from sweeps.points import Plan, PlannedPoint, write_plan
+from sweeps.planning.points import Plan, PlannedPoint, write_plan
 from trainer.config import Cooldown, Decay, DeviceKind, Keep, Precision, TrackingConfig
 from trainer.recipe import DataRecipe, OptimRecipe, Recipe, ScheduleRecipe
 from trainer.runfolder import RunConfig, RunFolder, Runtime, final_record

@@ -27,7 +27,7 @@ TURNS = 3
 SIZES = {"tiny (about 1 s)": (4, 1500), "short (about 5 s)": (2, 8000)}
 """Runs per worker, and steps of each."""
 WORKER = (
-    "import sys; from pathlib import Path; from sweeps.worker import Worker; "
+    "import sys; from pathlib import Path; from sweeps.dispatch.worker import Worker; "
     "Worker(Path(sys.argv[1]), sys.argv[2:], 'job', 5).go(lambda: None)"
 )
 

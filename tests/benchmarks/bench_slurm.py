@@ -164,7 +164,7 @@ def first_step(bench: Bench) -> None:
     """One run of the project's own trainer: from the birth of its process to its first row, less its imports."""
     root = bench.base / "one"
     run = ["sweep=smoke", "sweep.budgets=[1e11]", "sweep.sizes=1", f"root={root}"]
-    imports = [sys.executable, "-c", "import submitit, sweeps.worker, trainer.loop, trainer.tracking"]
+    imports = [sys.executable, "-c", "import submitit, sweeps.dispatch.worker, trainer.loop, trainer.tracking"]
     imported = min(bench.measure(imports).seconds for _ in range(3))
     bench.measure([*ISOFLOP, "submit", *run, *ON_SLURM])
     folder = SweepFolder.of(str(root), "smoke")

@@ -1,0 +1,82 @@
+"""Start workers on this machine, through submitit's local executor."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import submitit
+
+from sweeps.config import Config
+from sweeps.dispatch.jobs import Job, new_job_folder, write_job
+from sweeps.dispatch.worker import work
+from sweeps.paths import SweepFolder
+from trainer.config import DeviceKind
+from trainer.files import disk_faults
+from trainer.lock import process_birth
+
+
+def start_workers(config: Config, folder: SweepFolder, runs: Sequence[str], count: int) -> list[Path]:
+    """Start ``count`` workers, each over the same ordered list of runs; returns their folders."""
+    started = []
+    slots, device = worker_slots(config), config.device.kind
+    for _ in range(count):
+        path = new_job_folder(folder)
+        job = Job(
+            tasks=(tuple(runs),),
+            device=device.value,
+            gpus=_gpus(slots) if device is DeviceKind.cuda else (),
+            lost_attempts=config.limits.lost_attempts,
+            slots=slots,
+            host=socket.gethostname(),
+            submitted=time.time(),
+            pid=os.getpid(),
+            born=process_birth(os.getpid()),
+        )
+        write_job(path, job)
+        pid = _start_local(path, config.trainer.threads, config.cluster.timeout_hours)
+        write_job(path, replace(job, pid=pid, born=process_birth(pid)))
+        started.append(path)
+    return started
+
+
+def worker_slots(config: Config) -> int:
+    """How many workers work at once: the stated number, else what the cores give (one for a GPU)."""
+    if config.cluster.workers:
+        return config.cluster.workers
+    if config.device.kind is DeviceKind.cuda:
+        return 1
+    return max(1, len(os.sched_getaffinity(0)) // config.trainer.threads)
+
+
+def has_gpu(devices: Path = Path("/dev")) -> bool:
+    """Whether this machine shows a GPU to its programs: NVIDIA's or AMD's driver has made its device files."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return any(devices.glob("nvidia[0-9]*")) or (devices / "kfd").exists() or (devices / "dxg").exists()
+
+
+def _gpus(slots: int) -> tuple[str, ...]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(visible.split(",")) if visible else tuple(str(number) for number in range(slots))
+
+
+def _start_local(path: Path, threads: int, hours: float) -> int:
+    executor = submitit.LocalExecutor(path / "submitit")
+    executor.update_parameters(
+        timeout_min=hours * 60,
+        stderr_to_stdout=True,
+        setup=[
+            # PYTHONSAFEPATH: a random.py or trainer.py in the submitting folder must not shadow a module.
+            f"export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} PYTHONHASHSEED=0 PYTHONSAFEPATH=1",
+            "trap '' INT HUP",  # workers outlive the terminal, and Ctrl-C in it
+            f"exec </dev/null >{shlex.quote(str(path / 'controller.log'))} 2>&1",  # nor do they keep its pipes open
+        ],
+    )
+    with disk_faults(path):
+        return int(executor.submit(work, str(path)).job_id)

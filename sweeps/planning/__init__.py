@@ -1,0 +1,1 @@
+"""What a sweep will train: designs, recipes, costs and forecasts, resolved into a plan before anything starts."""
