@@ -156,6 +156,13 @@ def test_each_budget_has_its_cost_and_its_worth() -> None:
     assert last.error == pytest.approx(alone * huber_factor(1e-3, NOISE))
 
 
+def test_a_coefficient_left_open_never_makes_the_target_better_known() -> None:
+    params, tokens, flops = classic()
+    for objective in Objective:
+        told = _told(params, tokens, flops, LAW[None], config=FitConfig(replicates=50, objective=objective))
+        assert min(told.bent.values()) >= told.error * (1 - 1e-9), objective
+
+
 def test_an_approach_that_the_design_does_not_feed_is_refused() -> None:
     params, tokens, flops = classic()
     told = _told(params[:10], tokens[:10], flops[:10], LAW[None])

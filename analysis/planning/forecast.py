@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import FitConfig, Objective, Quantity
+from analysis.config import FitConfig, Quantity
 from analysis.fitting.bootstrap import percentile
 from analysis.fitting.curves import Curves
 from analysis.fitting.envelope import fit_envelope, refit_envelope
@@ -34,7 +34,7 @@ from analysis.fitting.values import (
     loss_of_laws,
 )
 from analysis.planning.extensions import errors_if_bent
-from analysis.planning.information import Target, huber_factor, standard_errors
+from analysis.planning.information import Target, error_factor, standard_errors
 from analysis.result import Optimum
 
 MOST_LAWS = 16
@@ -195,7 +195,7 @@ def forecast(
         parametric=_parametric(sweep),
         error=error,
         budgets=shares,
-        bent=errors_if_bent(params, tokens, middle, _farthest(sweep), noise, cost),
+        bent=errors_if_bent(params, tokens, middle, _farthest(sweep), noise * error_factor(config, noise), cost),
     )
 
 
@@ -348,8 +348,7 @@ def _of_power_laws(sweep: _Sweep, values: Floats, reach: tuple[float, float], tr
 def _shares(sweep: _Sweep, laws: Floats, noise: float, spent: Floats) -> tuple[float, tuple[BudgetShare, ...]]:
     """The linearised error of log N* at the largest target, and each budget's share in cost and in that."""
     config, target = sweep.config, _farthest(sweep)
-    delta = {Objective.huber: config.delta, Objective.lad: 0.0}.get(config.objective, np.inf)
-    factor = huber_factor(delta, noise)
+    factor = error_factor(config, noise)
 
     def error(kept: Bools) -> float:
         n, d = sweep.params[kept], sweep.tokens[kept]

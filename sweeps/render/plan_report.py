@@ -11,7 +11,7 @@ from analysis.config import Quantity
 from analysis.fitting.optimum import fit_cost
 from analysis.fitting.values import Floats, Refused
 from analysis.planning.compare import Curve, compared
-from analysis.planning.information import Target, standard_errors
+from analysis.planning.information import Target, error_factor, standard_errors
 from analysis.report.plan import PlanPicture, write_plan_report
 from analysis.text import SHORT_TITLES, bias_text, count_text, error_text, estimate_text, flops_text
 from sweeps.config import Config
@@ -34,6 +34,7 @@ def write_pictures(config: Config, plan: Plan, outlook: Outlook, folder: SweepFo
     if plan.design is not None:
         target = aims_of(config.sweep.target)[0]
     laws, noise = outlook.prior.laws, outlook.noise.value
+    noise *= error_factor(config.fit, noise)  # errors of the fit that there will be are in proportion
     few = laws[np.unique(np.linspace(0, len(laws) - 1, FEW_LAWS).astype(int))]
     own = float(standard_errors(params, tokens, few, (target,), noise, cost)[0])
     curves = [Curve("this plan", np.array([sum(point.flops_spent for point in points)]), np.array([own]))]
