@@ -193,7 +193,7 @@ def test_the_same_seed_gives_the_same_forecast() -> None:
 
 
 def test_a_target_must_be_a_number() -> None:
-    with pytest.raises(UserError, match="target n_opt: flops=nan must be a positive finite number"):
+    with pytest.raises(UserError, match="target n_opt: flops is not stated; give it flops=<number>"):
         Target(quantity=Quantity.n_opt)
     with pytest.raises(UserError, match="target loss: tokens=-1 must be a positive"):
         Target(quantity=Quantity.loss, params=1e9, tokens=-1)

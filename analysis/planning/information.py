@@ -44,6 +44,8 @@ class Target:
         names = {Quantity.exponent: (), Quantity.loss: ("params", "tokens")}.get(self.quantity, ("flops",))
         for name in (*names, "weight"):
             value = getattr(self, name)
+            if math.isnan(value):
+                raise UserError(f"target {self.quantity.value}: {name} is not stated; give it {name}=<number>.")
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"target {self.quantity.value}: {name}={value:g} must be a positive finite number.")
 
