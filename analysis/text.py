@@ -73,4 +73,4 @@ def error_text(error: float) -> str:
 
 def bias_text(off: float) -> str:
     """By how much something is off, of whose logarithm that is ``off``: -3.1%; a dash for what is not known."""
-    return f"{math.expm1(off):+.1%}" if math.isfinite(off) else "–"
+    return f"{math.expm1(off):+z.1%}" if math.isfinite(off) else "–"
