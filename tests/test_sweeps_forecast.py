@@ -65,7 +65,7 @@ def test_a_forecast_stands_in_the_plan_and_is_the_same_again(told: Callable[...,
 
 def test_the_tables_say_what_to_drop(told: Callable[..., Answer]) -> None:
     said = told(form="table")
-    for text in ("Forecast: where 95% of fits will lie, from 200 simulated sweeps", "3 parametric", "2 isoFLOP",
+    for text in ("Forecast: the median of fits and where 95% of them will lie", "3 parametric", "2 isoFLOP",
                  "1 envelope: not fed by this design: there are no horizons", "What each budget costs, and adds",
                  "N* without it", "3e23"):  # fmt: skip
         assert text in said.out
