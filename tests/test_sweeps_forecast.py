@@ -82,6 +82,13 @@ def test_louder_losses_widen_it_and_the_fits_settings_count(told: Callable[..., 
     assert loud["noise"] == {"value": 0.004, "source": "given", "freedom": 0}
 
 
+def test_a_target_at_the_largest_budget_is_told_once(told: Callable[..., Answer]) -> None:
+    """Points miss their budgets by up to a percent."""
+    assert told("sweep.target.flops=3.003e21").json["forecast"]["targets"] == [3.003e21]
+    near, far = told("sweep.target.flops=1e22").json["forecast"]["targets"]
+    assert near == pytest.approx(3e21, rel=1e-2) and far == 1e22
+
+
 def test_horizons_feed_approach_1(told: Callable[..., Answer]) -> None:
     design = ("sweep.design=horizons", "sweep.sizes=[5e7,1e8,2e8,4e8,8e8,1.6e9]", "sweep.tolerance=1")
     found = told(*design, "sweep.horizons=[1e9,2e9,4e9,8e9,1.6e10,3.2e10]").json["forecast"]
