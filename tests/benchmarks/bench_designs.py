@@ -328,21 +328,29 @@ def _chosen(
 ) -> np.ndarray:
     """Rows of a fifth of the FLOPs; in batches the law and the noise are those of what was chosen before."""
     those, total = Candidates(params=n, tokens=d, flops=c, price=c), float(c.sum())
-    target = (replace(N_OPT[0], flops=far), Target(quantity=Quantity.loss_opt, flops=far, weight=100.0))
     limits = Constraints(window=window)
     if how == "at once":
-        return optimal_design(those, LAW[None], target, NOISE, cost, 0.2 * total, limits).indices
+        aims = _both(n, d, LAW[None], cost, far)
+        return optimal_design(those, LAW[None], aims, NOISE, cost, 0.2 * total, limits).indices
     chosen = _cheapest(c, 0.02)
     for share in (0.05, 0.1, 0.2):
         pinned = np.zeros(len(n), dtype=np.int64)
         pinned[chosen] = 1
         laws, noise = _prior(n, d, loss, chosen)
         try:
-            chosen = optimal_design(those, laws, target, noise, cost, share * total, limits, pinned=pinned).indices
+            aims = _both(n, d, laws, cost, far)
+            chosen = optimal_design(those, laws, aims, noise, cost, share * total, limits, pinned=pinned).indices
         except UserError:
             if share == 0.2:
                 raise
     return chosen
+
+
+def _both(n: Floats, d: Floats, laws: Floats, cost: Cost, far: float) -> tuple[Target, Target]:
+    """N* and L*, weighted so that what all the rows leave open of each counts alike."""
+    size, loss = (Target(quantity=quantity, flops=far) for quantity in (Quantity.n_opt, Quantity.loss_opt))
+    errors = standard_errors(n, d, laws[:: max(1, len(laws) // 16)], (size, loss), 1.0, cost)
+    return size, replace(loss, weight=float((errors[0] / errors[1]) ** 2))
 
 
 def _verdict(n: Floats, d: Floats, loss: Floats, at: np.ndarray) -> str:
