@@ -15,7 +15,7 @@ from analysis.fitting.parametric import fit_parametric
 from analysis.fitting.values import Cost, ParametricFit, Refused, loss_of_laws
 from analysis.planning.forecast import Expected, Forecast, forecast
 from analysis.planning.information import Target, huber_factor, jacobian, standard_errors
-from analysis.planning.noise import contradiction, estimate_noise, pure_error
+from analysis.planning.noise import Noise, contradiction, estimate_noise, pure_error, with_misfit
 from trainer.errors import UserError
 
 laws_drawn = st.tuples(
@@ -215,6 +215,19 @@ def test_noise_comes_from_seeds_and_else_from_residuals() -> None:
     assert one.source == "residuals" and one.value == pytest.approx(NOISE, rel=0.25)
     with pytest.raises(UserError, match="cannot be told from 90 result"):
         estimate_noise(n[::3], d[::3], loss[::3])
+
+
+def test_what_a_law_misses_counts_once_it_is_surely_more_than_seeds_differ() -> None:
+    params, tokens, _ = classic()
+    quiet = Noise(value=NOISE, freedom=20, source="seeds")
+    law = np.log(loss_of_laws(LAW, np.log(params), np.log(tokens)))
+    for seed in range(10):
+        loss = np.exp(law + NOISE * np.random.default_rng(seed).standard_normal(90))
+        assert with_misfit(quiet, _fitted(params, tokens, loss)) == quiet, "the form holds"
+    wild = law + 3 * NOISE * np.random.default_rng(0).standard_normal(90)
+    told = with_misfit(quiet, _fitted(params, tokens, np.exp(wild)))
+    assert told.value == pytest.approx(3 * NOISE, rel=0.2) and told.freedom == 85
+    assert "misses the points by more than seeds differ, 0.005" in told.source
 
 
 def test_pure_error_by_hand() -> None:

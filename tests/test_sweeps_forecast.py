@@ -106,6 +106,7 @@ def test_noise_and_prior_come_from_what_the_root_holds(isoflop: Command, folder:
     said = isoflop("plan", *smoke(folder, LAW, *QUICK), "format=json").json["forecast"]
     assert said["noise"]["source"] == "seeds" and said["noise"]["freedom"] == 12
     assert 0.0015 < said["noise"]["value"] < 0.005, "the trainer's is 0.003"
+    assert find_noise(Config(fit=FitConfig()), SweepFolder(folder.root, "new")).source == "seeds", "a neighbour's"
     fit = str(folder.fit)
     from_fit = isoflop("plan", *smoke(folder, f"forecast.prior={fit}", *QUICK), "format=json").json["forecast"]
     assert from_fit["prior"].startswith(f"the fit in {fit}, ")
