@@ -220,6 +220,9 @@ class DeviceConfig:
     memory_gb: float = 8.0
     price_per_hour: float = 0.0
     """Of one device."""
+    per_run: int = 1
+    """Devices that share each run's batches, which have to be divisible by it: a run then ends so much sooner. Every
+    device holds the whole model."""
 
 
 @dataclass(kw_only=True)

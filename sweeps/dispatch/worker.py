@@ -14,7 +14,9 @@ from typing import Any
 
 from sweeps.dispatch.external import ExternalTrainerError, train_externally
 from sweeps.dispatch.jobs import Job, read_job
-from sweeps.dispatch.ranks import Ranks
+from sweeps.dispatch.program import end_orphan
+from sweeps.dispatch.ranks import Ranks, here
+from sweeps.dispatch.wide import RanksFailed, train_on_ranks
 from trainer.config import DeviceKind
 from trainer.errors import MachineFault, UserError
 from trainer.lock import BEAT_SECONDS, Lock, LockLost, holder
@@ -54,7 +56,9 @@ def work(job_path: str) -> None:
         if job.device == DeviceKind.cuda:  # before torch is imported
             os.environ["CUDA_VISIBLE_DEVICES"] = job.gpus[int(slot.folder.name.rpartition("-")[2]) % len(job.gpus)]
         try:
-            failed = Worker(path.parent.parent, job.runs, path.name, job.lost_attempts).go(should_stop)
+            failed = Worker(path.parent.parent, job.runs, path.name, job.lost_attempts, ranks=here(job.devices)).go(
+                should_stop
+            )
         except MachineFault as fault:
             raise SystemExit(f"isoflop: {fault}") from None
         finally:
@@ -146,6 +150,8 @@ def execute(
         Is told of the run.
     prepare
         Called first, once the run is claimed.
+    ranks
+        Where the run has several devices.
 
     Returns
     -------
@@ -161,6 +167,8 @@ def execute(
         if lock is None:
             return None
         folder.check_owner = lambda: _check_owner(lock)
+        if ranks is not None:
+            folder.facts["devices"] = ranks.count
         prepare()
 
         def ask() -> str | None:
@@ -168,6 +176,7 @@ def execute(
             return _stop_reason(folder, lock, should_stop)
 
         poll = _Poll(ask)
+        end_orphan(folder)
         _close_lost_attempt(folder)
         try:
             config = folder.read_config()
@@ -181,6 +190,8 @@ def execute(
         try:
             if config.recipe.command is not None:
                 return train_externally(folder, config, job, poll, ranks)
+            if ranks is not None:
+                return train_on_ranks(folder, config, lock, job, poll, ranks)
             from trainer.loop import train
 
             return train(folder, folder.path.parent.parent, job=job, should_stop=poll)
@@ -243,6 +254,8 @@ def _cause(error: BaseException) -> str:
         return str(error)
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "OOM"
+    if isinstance(error, RanksFailed):
+        return str(error)
     return "".join(traceback.format_exception_only(error)).strip().splitlines()[-1][:300]
 
 
