@@ -59,6 +59,7 @@ class RateRule(StrEnum):
     power = "power"
     steplaw = "steplaw"
     deepseek = "deepseek"
+    porian = "porian"
 
 
 class DeviceKind(StrEnum):

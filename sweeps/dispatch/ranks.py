@@ -101,14 +101,14 @@ def run_here(devices: int, command: Sequence[str]) -> int:
         )
         for rank in range(devices)
     ]
-    failed = None
-    while failed is None and any(rank.poll() is None for rank in ranks):
+    codes = [rank.poll() for rank in ranks]
+    while None in codes and not any(codes):
         time.sleep(0.02)
-        failed = next((rank.returncode for rank in ranks if rank.returncode), None)
+        codes = [rank.poll() for rank in ranks]
+    code = next((code for code in codes if code), 0)
     for rank in ranks:
         rank.kill()
         rank.wait()
-    code = failed or next((rank.returncode for rank in ranks if rank.returncode), 0)
     return code if code >= 0 else SIGNALLED - code
 
 
