@@ -49,16 +49,6 @@ def examples(whole: int, short: int) -> int:
     return whole if WHOLE else short
 
 
-@pytest.fixture(autouse=True)
-def _own_environment() -> Iterator[None]:
-    """Code under test that would end with its process may set variables; the next test finds none of them."""
-    before = dict(os.environ)
-    yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ.update(before)
-
-
 @pytest.fixture(scope="session")
 def whole() -> bool:
     """Whether the long schedules were asked for."""

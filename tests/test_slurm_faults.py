@@ -132,6 +132,7 @@ def test_out_of_memory_is_told_and_tried_again_on_request(slurm: Cluster, tmp_pa
     command = f'trainer.command="sh {greedy} {{folder}}"'
     storm = Storm(slurm, tmp_path, sweep=(*QUICK, "sweep.sizes=1", command, "cluster.memory_gb=1"))
     assert storm.isoflop("submit").returncode == 0
+    until(lambda: not storm.jobs(), 300)  # asked of squeue: a status takes a second of processor time
     until(lambda: storm.points()[0]["state"] == "failed", 300)
     assert "memory" in storm.points()[0]["cause"].lower()
     (tmp_path / "room").touch()
