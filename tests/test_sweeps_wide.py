@@ -19,11 +19,11 @@ from sweep_runs import ranks_of, until
 from trainer_runs import make_run, rows, small_corpus
 
 from sweeps.dispatch import wide
+from sweeps.dispatch.execute import _cause, execute
 from sweeps.dispatch.external import ExternalTrainerError
 from sweeps.dispatch.launch import _gpus
 from sweeps.dispatch.ranks import here, run_here, spread
 from sweeps.dispatch.wide import RanksFailed
-from sweeps.dispatch.worker import _cause, execute
 from trainer.errors import MachineFault
 from trainer.lock import Lock
 from trainer.loop import train
@@ -36,7 +36,7 @@ WORKER = """
 import sys
 from pathlib import Path
 from sweeps.dispatch.ranks import here
-from sweeps.dispatch.worker import execute
+from sweeps.dispatch.execute import execute
 from trainer.mirror import Mirror
 from trainer.runfolder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))

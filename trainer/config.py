@@ -224,6 +224,9 @@ class DeviceConfig:
     per_run: int = 1
     """Devices that share each run's batches, which have to be divisible by it: a run then ends so much sooner. Every
     device holds the whole model."""
+    together: int = 1
+    """Runs of one shape and batch, whatever their seeds and rates, that a device trains as one model, at most: for
+    GPUs, which small runs leave idle. Losses are those of separate runs but for the order of sums."""
 
 
 @dataclass(kw_only=True)

@@ -51,6 +51,7 @@ def train(
     job: str = "",
     should_stop: Callable[[], str | None] = lambda: None,
     open_engine: Callable[[RunConfig, torch.device], Engine] = open_engine,
+    choose: Callable[[RunConfig, torch.device], dict[str, Any]] | None = None,
     devices: int = 1,
 ) -> str:
     """Train the run of a folder to its end and return its verdict; ``stopped: <reason>`` if asked to stop first.
@@ -69,8 +70,11 @@ def train(
         Asked before every update; a reason makes the run save its state and return.
     open_engine
         What makes the engine that computes; :mod:`trainer.distributed` has one over several devices,
+        :mod:`trainer.together` one for several runs.
+    choose
+        What chooses the kernels at the first attempt, unless that is left to the engine's usual way.
     devices
-        and this many.
+        How many the engine computes on.
 
     Raises
     ------
@@ -85,7 +89,9 @@ def train(
         return str(folder.points()[last]["verdict"])
     device = _device(config)
     corpus = _corpus(config, corpora_root)
-    config = _tuned(folder, config, device)
+    if not usable(config.kernels, config.recipe, str(folder.config_path)):
+        config = replace(config, kernels=(choose or choose_kernels)(config, device))
+        folder.write_config(config)
     memory = DeviceMemory(device)
     while True:
         run = _Run(folder, config, corpus, device, open_engine(config, device), devices)
@@ -455,15 +461,6 @@ def _corpus(config: RunConfig, root: Path) -> Corpus:
         )
     corpus.check_windows(sequence=config.recipe.model.sequence, eval_windows=config.recipe.data.eval_windows)
     return corpus
-
-
-def _tuned(folder: RunFolder, config: RunConfig, device: torch.device) -> RunConfig:
-    """The config with its kernels chosen: at the first attempt by trying, later as written."""
-    if usable(config.kernels, config.recipe, str(folder.config_path)):
-        return config
-    config = replace(config, kernels=choose_kernels(config, device))
-    folder.write_config(config)
-    return config
 
 
 def last_line(error: BaseException) -> str:

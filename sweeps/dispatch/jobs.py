@@ -45,6 +45,8 @@ class Job:
     """local: workers of this sweep that may work at once; the others wait."""
     devices: int = 1
     """local: that each run has."""
+    together: int = 1
+    """Runs that a worker may train as one model."""
     pid: int = 0
     """local: of the controller; of the submitting process until that was started."""
     born: str | None = None

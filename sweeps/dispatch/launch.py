@@ -35,6 +35,7 @@ def start_workers(config: Config, folder: SweepFolder, runs: Sequence[str], coun
             lost_attempts=config.limits.lost_attempts,
             slots=slots,
             devices=config.device.per_run,
+            together=config.device.together,
             host=socket.gethostname(),
             submitted=time.time(),
             pid=os.getpid(),

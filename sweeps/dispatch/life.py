@@ -61,6 +61,7 @@ def live(path: Path, signals: list[int]) -> int:
         job.lost_attempts,
         facts,
         ranks if ranks.count > 1 else None,
+        job.together,
     )
     warned_of_limit = began + 60 * job.resources["minutes"] - job.warning_seconds - SIGNAL_GRAIN
 

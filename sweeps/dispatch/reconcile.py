@@ -214,7 +214,13 @@ def _check_devices(config: Config, missing: Sequence[PlannedPoint]) -> None:
                 f"device.per_run={per_run}, but this machine has {gpus:.0f} GPUs that may be seen; lower it, or choose "
                 "a cluster= that has more."
             )
+    together = config.device.together
     for point in missing:
+        if config.trainer.command is None and point.memory_gb * together > config.device.memory_gb >= point.memory_gb:
+            raise UserError(
+                f"device.together={together} runs like {point.point_id} need {point.memory_gb * together:.3g} GB, but "
+                f"device.memory_gb={config.device.memory_gb:g}; lower device.together."
+            )
         if config.trainer.command is None and point.memory_gb / point.devices > config.device.memory_gb:
             raise UserError(
                 f"device.memory_gb={config.device.memory_gb:g} cannot hold {point.point_id}, which needs "

@@ -102,8 +102,9 @@ def _ran(run: RunFolder, device: DeviceKind, *, own: bool) -> Ran | None:
     if config.runtime.device is not device or recipe.command is not None:
         return None
     seconds = attempts[0].get("end", math.nan) - attempts[0].get("start", math.nan)
-    undisturbed = len(attempts) == 1 and seconds > 0 and run.ended()
-    peaks = [attempt["peak_bytes"] for attempt in attempts if isinstance(attempt.get("peak_bytes"), int | float)]
+    alone = [attempt for attempt in attempts if attempt.get("together", 1) == 1]
+    undisturbed = len(attempts) == len(alone) == 1 and seconds > 0 and run.ended()
+    peaks = [attempt["peak_bytes"] for attempt in alone if isinstance(attempt.get("peak_bytes"), int | float)]
     devices = int(attempts[0].get("devices", 1))
     modelled = step_memory(recipe, config.runtime.micro_batch or sequences_of(recipe, devices), device)
     return Ran(

@@ -124,7 +124,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("optim.z_loss", "optim.guard"), NOT_NEGATIVE),
     **dict.fromkeys(("cluster.workers", "schedule.warmup_max_steps", "cluster.cpus_per_device"), NOT_NEGATIVE),
     **dict.fromkeys(("cluster.pack_hours", "cluster.signal_seconds", "cluster.devices_per_node"), NOT_NEGATIVE),
-    **dict.fromkeys(("cluster.per_device", "cluster.margin", "device.per_run"), ONE_OR_MORE),
+    **dict.fromkeys(("cluster.per_device", "cluster.margin", "device.per_run", "device.together"), ONE_OR_MORE),
     **dict.fromkeys(("cluster.max_gpus", "cluster.max_submit"), NULL_OR_ONE),
     **dict.fromkeys(("cluster.memory_gb", "cluster.max_hours"), NULL_OR_POSITIVE),
     **dict.fromkeys(("optim.lr_width_power", "optim.lr_batch_power"), FINITE),
@@ -154,6 +154,11 @@ def check_rules(config: Config) -> None:
         value = attrgetter(key)(config)
         if not good(value):
             raise UserError(f"{key}={value} must be {allowed}; set {key}=<value> so.")
+    if config.device.per_run > 1 and config.device.together > 1:
+        raise UserError(
+            f"device.per_run={config.device.per_run} spreads a run over devices, device.together="
+            f"{config.device.together} puts runs on one; set one of them to 1."
+        )
     if config.optim.batch_max < config.optim.batch_min:
         raise UserError(
             f"optim.batch_max={config.optim.batch_max} is below optim.batch_min={config.optim.batch_min}; raise it."
