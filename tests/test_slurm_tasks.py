@@ -72,7 +72,7 @@ def test_our_own_trainer_on_two_nodes_ends_as_on_one_device_whatever_befalls_it(
     (job,) = storm.running()
     os.kill(ranks_of(run)["1"], signal.SIGKILL)
     until(lambda: len(run.attempts()) == 2, 120)
-    slurm.ask("scancel", "--signal=USR2", "--batch", job["job"])
+    slurm.ask("scancel", "--signal=USR2", job["job"])
     storm.finish(300)
     lost, preempted, last = run.attempts()
     assert lost["why"] == LOST and preempted["why"].startswith("stopped: SIGUSR2"), storm.report("two nodes")

@@ -69,12 +69,14 @@ def later(condition: Callable[[], object], action: Callable[[], object]) -> None
     threading.Thread(target=lambda: (until(condition), action())).start()
 
 
-def test_whatever_is_killed_or_stopped_it_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_whatever_is_killed_or_stopped_it_goes_on_to_the_same_bits(tmp_path: Path, whole: bool) -> None:
     corpus = small_corpus(tmp_path)
-    made: dict[str, Any] = {"steps": 1500, "checkpoint_seconds": 0.1, "log_every": 20, "kernels": MANUAL}
+    steps = 2000 if whole else 1000
+    made: dict[str, Any] = {"steps": steps, "checkpoint_seconds": 0.1, "log_every": 20, "kernels": MANUAL}
     unbroken, folder = (make_run(tmp_path, corpus, sweep=sweep, **made) for sweep in ("unbroken", "killed"))
     assert go(unbroken) == "done"
-    for rank in ("1", "0"):
+    ranks = ("1", "0", "1", "0") if whole else ("1",)
+    for rank in ranks:
         rows_then = len(folder.metrics())
         later(
             lambda then=rows_then: len(folder.metrics()) > then + 3,  # type: ignore[misc]
@@ -93,7 +95,7 @@ def test_whatever_is_killed_or_stopped_it_goes_on_to_the_same_bits(tmp_path: Pat
     assert go(folder, lambda: reason if len(folder.metrics()) > then + 3 else None) == STOPPED + reason
     assert not folder.points()
     assert go(folder) == "done"
-    assert [attempt["why"] for attempt in folder.attempts()] == [LOST] * 3 + [STOPPED + reason, "done"]
+    assert [attempt["why"] for attempt in folder.attempts()] == [LOST] * (len(ranks) + 1) + [STOPPED + reason, "done"]
     resumed = [attempt["resume_step"] for attempt in folder.attempts()]
     assert resumed[0] == 0 and resumed == sorted(set(resumed)), "each went on from a later state"
     assert rows(folder) == rows(unbroken)
