@@ -110,6 +110,7 @@ function show(seen) {
   else if (fit.refused) byId("fit").replaceChildren(make("p", fit.refused));
   else byId("fit").replaceChildren(make("p", "of " + fit.points + " points" + (seen.fitting ? "; another is being made" : "")),
     table([["approach", "text"], ["a: N* ~ C^a", "text"], ["b: D* ~ C^b", "text"], ["remark", "text wrap"]], fit.lines.map(one => [one.approach, one.a, one.b, one.remark])));
+  if (fit && fit.target) byId("fit").append(make("p", "target: " + fit.target));
   points();
   const made = seen.figures.join(" ");
   if (byId("figures").dataset.made !== seen.made + made) {

@@ -51,7 +51,7 @@ def wait(config: Config, plan: Plan, folder: SweepFolder, scheduler: Scheduler) 
         If workers leave again and again without training anything.
     """
     fruitless, touched = 0, -1
-    with live_overview(folder, config.fit, config.device.price_per_hour) as show:
+    with live_overview(folder, config) as show:
         while True:
             backlog = read_backlog(folder, scheduler)
             states = inspect(folder, plan.to_dict(), config.limits.lost_attempts, backlog)
