@@ -13,10 +13,11 @@ from omegaconf import DictConfig
 from sweeps.app import INTERRUPTED, complain, run_verb, typed
 from sweeps.config import Config
 from sweeps.dispatch.backlog import read_backlog
+from sweeps.dispatch.execute import execute
+from sweeps.dispatch.ranks import here
 from sweeps.dispatch.reconcile import open_run
 from sweeps.dispatch.slurm import Scheduler
 from sweeps.dispatch.state import PointState, inspect
-from sweeps.dispatch.worker import execute
 from sweeps.paths import SweepFolder
 from sweeps.planning.planner import make_plan
 from sweeps.planning.points import write_plan
@@ -58,9 +59,12 @@ def _body(raw: DictConfig) -> int:
             show(states())
             return "interrupted" if interrupted else None
 
+        def prepare() -> None:
+            open_run(run, point.run, retry=True)
+
         mirror = Mirror(folder.path)
         try:
-            verdict = execute(run, "train", should_stop, mirror, lambda: open_run(run, point.run, retry=True))
+            verdict = execute(run, "train", should_stop, mirror, prepare, here(config.device.per_run))
         finally:
             mirror.close(hurry=bool(interrupted))
     if interrupted:

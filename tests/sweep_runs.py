@@ -12,6 +12,8 @@ from typing import Any
 from conftest import LAW_TRAINER, Answer
 
 from sweeps.paths import SweepFolder
+from trainer.lock import process_birth
+from trainer.runfolder import RunFolder
 
 Command = Callable[..., Answer]
 ISOFLOP = [sys.executable, "-m", "sweeps.cli"]
@@ -44,6 +46,20 @@ def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 def states(isoflop: Command, folder: SweepFolder, *overrides: str) -> list[dict[str, Any]]:
     points: list[dict[str, Any]] = isoflop("status", *smoke(folder, *overrides), "format=json").json["points"]
     return points
+
+
+def ranks_of(folder: RunFolder) -> dict[str, int]:
+    """The living ranks of a run, and their numbers."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (place / "cmdline").read_bytes().decode().split("\0")
+            names = dict(pair.split("=", 1) for pair in (place / "environ").read_bytes().decode().split("\0") if pair)
+        except (OSError, ValueError):
+            continue
+        if str(folder.path) in words and "RANK" in names and process_birth(int(place.name)):
+            found[names["RANK"]] = int(place.name)
+    return found
 
 
 def finals(folder: SweepFolder) -> dict[str, list[dict[str, Any]]]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 from slurm_cluster import Cluster, until
 from slurm_storms import QUICK, Storm, waiting_sweep
+from sweep_runs import ranks_of
+
+from trainer.runfolder import LOST
 
 pytestmark = pytest.mark.slurm
 RANK = """\
@@ -53,6 +58,36 @@ def test_a_run_on_two_nodes_meets_at_rank_0(slurm: Cluster, tmp_path: Path) -> N
     assert len(first) == len(second) == 1 and first != second
     assert {rank["CUDA_VISIBLE_DEVICES"] for rank in ranks} == {"0,1"}
     assert len(run.attempts()) == 1
+
+
+def test_our_own_trainer_on_two_nodes_ends_as_on_one_device_whatever_befalls_it(slurm: Cluster, tmp_path: Path) -> None:
+    batch = ("optim.batch_min=576", "optim.batch_max=576", "model.dtype=fp32", "limits.lost_attempts=5")
+    own = ("sweep=smoke", "sweep.budgets=[1e12]", "sweep.sizes=1", "trainer.checkpoint_seconds=0.5", *batch)
+    storm = Storm(slurm, tmp_path, sweep=(*own, "device.per_run=2"))
+    (planned,) = json.loads(storm.isoflop("plan", "format=json").stdout)["points"]
+    assert planned["devices"] == 2
+    assert storm.isoflop("submit").returncode == 0
+    until(storm.training, 300)
+    (run,) = storm.folder.runs()
+    (job,) = storm.running()
+    os.kill(ranks_of(run)["1"], signal.SIGKILL)
+    until(lambda: len(run.attempts()) == 2, 120)
+    slurm.ask("scancel", "--signal=USR2", job["job"])
+    storm.finish(300)
+    lost, preempted, last = run.attempts()
+    assert lost["why"] == LOST and preempted["why"].startswith("stopped: SIGUSR2"), storm.report("two nodes")
+    assert last["why"] == "done" and last["resume_step"] >= preempted["resume_step"]
+    assert (last["life"], last["devices"]) == (1, 2)
+    alone = Storm(slurm, tmp_path / "alone", sweep=own)
+    assert alone.isoflop("run", "cluster=local", "fit.replicates=50").returncode == 0
+    (other,) = alone.folder.runs()
+    assert other.run_id == run.run_id
+    (mine,), (theirs,) = run.points().values(), other.points().values()
+    assert mine["verdict"] == "done" and mine["loss"] == pytest.approx(theirs["loss"], abs=0.01), "less than seeds do"
+    begin, same = (
+        [(row["step"], row["tokens"], row["train_loss"]) for row in one.metrics()[:3]] for one in (run, other)
+    )
+    assert begin == [(step, tokens, pytest.approx(loss, rel=1e-3)) for step, tokens, loss in same]
 
 
 def test_a_canary_that_dies_leaves_no_task_that_can_never_start(slurm: Cluster, tmp_path: Path) -> None:

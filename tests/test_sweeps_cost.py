@@ -15,7 +15,7 @@ import torch
 from conftest import Answer
 from trainer_runs import make_run, small_corpus, small_shape
 
-from sweeps.dispatch.launch import has_gpu
+from sweeps.dispatch.launch import gpus_here
 from sweeps.paths import SweepFolder
 from sweeps.planning.cost import Experience, Ran, step_memory
 from trainer.config import DeviceConfig, DeviceKind, Precision
@@ -159,7 +159,7 @@ def test_a_probe_measures_without_a_trace(root: Path, corpus: str) -> None:
 def test_a_gpu_asked_for_where_none_is_is_refused_before_any_time_is_spent(
     isoflop: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if has_gpu():
+    if gpus_here():
         pytest.skip("this machine has a GPU")
     answer = isoflop("submit", "sweep=smoke", f"root={tmp_path}", "device=h100")
     assert answer.code == 2
@@ -167,15 +167,15 @@ def test_a_gpu_asked_for_where_none_is_is_refused_before_any_time_is_spent(
     assert not list(tmp_path.glob("smoke/*/config.yaml"))
 
 
-@pytest.mark.parametrize(("name", "found"), [("nvidia0", True), ("kfd", True), ("nvidiactl", False), ("null", False)])
+@pytest.mark.parametrize(("name", "found"), [("nvidia0", 1), ("kfd", math.inf), ("nvidiactl", 0), ("null", 0)])
 def test_gpus_are_seen_by_their_device_files(
-    tmp_path: Path, name: str, found: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, name: str, found: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / name).touch()
-    assert has_gpu(tmp_path) is found
+    assert gpus_here(tmp_path) == found
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not has_gpu(tmp_path)
+    assert not gpus_here(tmp_path)
 
 
 def test_fp16_is_refused(isoflop: Callable[..., Answer], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,22 @@ def test_deepseek() -> None:
     assert batch_for(rule, seven, 2e12) == pytest.approx(2304 * 4096, rel=0.3)
 
 
+def test_porian() -> None:
+    rule = optim(RateRule.porian)
+    n = SHAPE.params_non_embedding + SHAPE.d_model * SHAPE.vocabulary
+    assert batch_for(rule, SHAPE, 1e11) == pytest.approx(0.7576 * n**0.703, abs=1024)
+    assert rate_for(rule, SHAPE, 1e11, 1) == pytest.approx(3.7 * n**-0.36, rel=1e-9)
+    assert rate_for(rule, SHAPE, 1e9, 1) == rate_for(rule, SHAPE, 1e11, 1), "by size alone"
+    untied = replace(SHAPE, tied_head=not SHAPE.tied_head)
+    assert batch_for(rule, untied, 1e11) == batch_for(rule, SHAPE, 1e11), "the head counts once, tied or not"
+    sequences = 0.00037 * n**0.703  # as others print it, of 2048 tokens
+    assert batch_for(rule, SHAPE, 1e11) == pytest.approx(2048 * sequences, rel=0.005)
+
+
 def test_batches_stay_within_bounds() -> None:
-    for rule in (RateRule.steplaw, RateRule.deepseek):
+    for rule in (RateRule.steplaw, RateRule.deepseek, RateRule.porian):
         assert batch_for(optim(rule, batch_max=65536), SHAPE, 1e12) == 65536
-        assert batch_for(optim(rule, batch_min=2**20), SHAPE, 1e6) == 2**20
+        assert batch_for(optim(rule, batch_min=2**22), SHAPE, 1e6) == 2**22
 
 
 def points(losses: dict[tuple[float, float], float], verdict: str = "done", **more: Any) -> pd.DataFrame:

@@ -19,10 +19,19 @@ from trainer import checkpoint
 from trainer.config import Cooldown, Keep
 from trainer.legs import legs
 from trainer.loop import train
+from trainer.native.build import library
 from trainer.recipe import Branch, Recipe
 from trainer.runfolder import RunFolder
 
 MANUAL = {"attention": "manual"}
+KERNELS: list[Any] = [
+    pytest.param(MANUAL, id="torch"),
+    pytest.param(
+        {"step": "native", "chunk": 2},
+        id="native",
+        marks=pytest.mark.skipif(library("fp32") is None, reason="no C++ compiler on this machine"),
+    ),
+]
 BRANCHES = (Branch(steps=12, cooldown_steps=3), Branch(steps=16, cooldown_steps=5), Branch(steps=24, cooldown_steps=6))
 STEPS, COOLDOWN = 40, 10
 
@@ -107,12 +116,14 @@ def test_rows_have_neither_gaps_nor_duplicates(tmp_path: Path) -> None:
     assert recipe.updates == STEPS + sum(branch.cooldown_steps for branch in BRANCHES)
 
 
-def test_killed_anywhere_it_ends_the_same(tmp_path: Path, whole: bool) -> None:
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_killed_anywhere_it_ends_the_same(tmp_path: Path, whole: bool, kernels: dict[str, Any]) -> None:
     """Kills fall in the trunk and in every cooldown, between two updates or wherever it is just then."""
     corpus = small_corpus(tmp_path)
     scale, most, least = (14, 10, 100) if whole else (1, 20, 3)
     branches = tuple(Branch(steps=b.steps * scale, cooldown_steps=b.cooldown_steps * scale) for b in BRANCHES)
     made: dict[str, Any] = {"steps": STEPS * scale, "branches": branches, "schedule": wsd(COOLDOWN * scale)}
+    made["kernels"] = kernels
     unbroken = trunk(tmp_path, corpus, sweep="unbroken", **made)
     train(unbroken, tmp_path)
     folder = trunk(tmp_path, corpus, sweep="killed", checkpoint_seconds=0.004, **made)

@@ -17,13 +17,26 @@ class FlatAdamW:
     """AdamW (Loshchilov and Hutter 2019), one fused update for each group: contiguous parts of the flat parameters.
 
     The groups' rates, decays and epsilons are factors on the recipe's. ``params`` is the flat tensor in the dtype of
-    the forward pass: the master itself in fp32, else a copy that each update refreshes.
+    the forward pass: the master itself in fp32, else a copy that each update refreshes. ``rows`` are where gradient and
+    ``params`` lie, of one who has made room for them.
     """
 
-    def __init__(self, initial: Tensor, recipe: OptimRecipe, *, groups: Sequence[Group], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        initial: Tensor,
+        recipe: OptimRecipe,
+        *,
+        groups: Sequence[Group],
+        dtype: torch.dtype,
+        rows: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         self.master = initial
-        self.gradient = torch.zeros_like(initial)
-        self.params = initial if dtype is initial.dtype else initial.to(dtype)
+        if rows is None:
+            self.gradient = torch.zeros_like(initial)
+            self.params = initial if dtype is initial.dtype else initial.to(dtype)
+        else:
+            self.gradient, self.params = rows
+            self.params.copy_(initial)
         self._recipe, self._groups = recipe, groups
         sizes = [group.params for group in groups]
         self._parts = list(zip(torch.split(self.master, sizes), torch.split(self.gradient, sizes), strict=True))
@@ -96,5 +109,5 @@ class FlatAdamW:
         self._refresh()
 
     def _refresh(self) -> None:
-        if self.params is not self.master:
+        if self.params.dtype is not self.master.dtype:
             self.params.copy_(self.master)

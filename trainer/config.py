@@ -59,6 +59,7 @@ class RateRule(StrEnum):
     power = "power"
     steplaw = "steplaw"
     deepseek = "deepseek"
+    porian = "porian"
 
 
 class DeviceKind(StrEnum):
@@ -222,6 +223,12 @@ class DeviceConfig:
     memory_gb: float = 8.0
     price_per_hour: float = 0.0
     """Of one device."""
+    per_run: int = 1
+    """Devices that share each run's batches, which have to be divisible by it: a run then ends so much sooner. Every
+    device holds the whole model."""
+    together: int = 1
+    """Runs of one shape and batch, whatever their seeds and rates, that a device trains as one model, at most: for
+    GPUs, which small runs leave idle. Losses are those of separate runs but for the order of sums."""
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 4 -m trainer.distributed RUN_FOLDER
 
-Rank 0 trains as it would alone (:func:`trainer.loop.train`), holds the folder's lock, and alone has the optimiser's
+or by a sweep's worker, which holds the run's lock and lends it (:mod:`trainer.under`), where the plan has
+``device.per_run``. Rank 0 trains as it would alone (:func:`trainer.loop.train`), and alone has the optimiser's
 state, evaluates and writes. For a gradient it sends parameters and batch to the others, which keep nothing between two
 steps; the gradients come back in one sum over the flat buffer. So resuming, trunks and stopping are those of a run on
 one device, and the losses differ from its by the order of a sum. Traffic is that of the usual all-reduce: the gradient
@@ -14,7 +15,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +31,17 @@ from trainer.config import DeviceKind
 from trainer.engine import Engine
 from trainer.errors import MachineFault, UserError
 from trainer.lock import Lock, LockLost
-from trainer.loop import train
+from trainer.loop import last_line, train
+from trainer.recipe import check_split
 from trainer.runfolder import FAILED, RunConfig, RunFolder
+from trainer.under import Lent
 
 STOP, REOPEN = 0, -1
 """What rank 0 sends in place of a number of sequences."""
+
+
+class RanksLost(Exception):
+    """Another rank is gone."""
 
 
 class LeadingEngine:
@@ -66,42 +75,38 @@ def follow(config: RunConfig, device: torch.device) -> None:
         _shared_gradient(own, windows)
 
 
-def check_split(config: RunConfig, ranks: int) -> None:
-    """Refuse a batch that cannot be split.
-
-    Raises
-    ------
-    UserError
-        If the batch's sequences are no multiple of ``ranks``.
-    """
-    sequences = config.recipe.sequences
-    if sequences % ranks:
-        raise UserError(
-            f"optim.batch={config.recipe.optim.batch} is {sequences} sequences, which cannot be split over {ranks} "
-            "devices evenly; start a number of processes that divides it, or plan with another batch."
-        )
-
-
 def _shared_gradient(own: Engine, windows: Tensor) -> Tensor:
     """The same on every rank: parameters and windows from rank 0, the share's gradient, the sum to rank 0."""
-    dist.broadcast(own.optimizer.params.detach().view(torch.uint8), src=0)
-    dist.broadcast(windows, src=0)
+    with _together():
+        dist.broadcast(own.optimizer.params.detach().view(torch.uint8), src=0)
+        dist.broadcast(windows, src=0)
     share = torch.tensor_split(windows, dist.get_world_size())[dist.get_rank()]
     loss = own.gradient(share).to(windows.device, torch.float64)
-    dist.reduce(own.optimizer.gradient, dst=0)
-    dist.reduce(loss, dst=0)
+    with _together():
+        dist.reduce(own.optimizer.gradient, dst=0)
+        dist.reduce(loss, dst=0)
     return loss
 
 
 def _header(count: int | None, device: torch.device) -> int:
     """Sent by rank 0, received by the others, who give None."""
     number = torch.tensor([STOP if count is None else count], device=device)
-    dist.broadcast(number, src=0)
-    return int(number)
+    with _together():
+        dist.broadcast(number, src=0)
+        return int(number)
 
 
-def _lead(folder: RunFolder, device: torch.device, asked: Callable[[], str | None]) -> str:
-    """Train as one device would, with the others' help; they are released however it ends."""
+@contextmanager
+def _together() -> Iterator[None]:
+    """Operations of all ranks: they fail where another rank is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RanksLost(last_line(error)) from error
+
+
+def _lead(folder: RunFolder, device: torch.device, asked: Callable[[], str | None], lent: Lent | None) -> str:
+    """Train as one device would, with the others' help; they are released unless one of them is the trouble."""
     open_alone = engines.open_engine
 
     def open_engine(config: RunConfig, device: torch.device) -> Engine:
@@ -109,47 +114,76 @@ def _lead(folder: RunFolder, device: torch.device, asked: Callable[[], str | Non
         dist.broadcast_object_list([dict(config.kernels)], src=0, device=device)
         return LeadingEngine(open_alone(config, device), device)
 
+    def go(job: str, was_lost: Callable[[], bool]) -> str:
+        def check() -> None:
+            if was_lost():
+                raise LockLost
+
+        def reason() -> str | None:
+            check()
+            return "cancelled" if folder.cancel_path.exists() else asked()
+
+        folder.check_owner = check
+        root = folder.path.parent.parent
+        size = dist.get_world_size()
+        return train(folder, root, job=job, should_stop=reason, open_engine=open_engine, devices=size)
+
     try:
-        with Lock(folder.path, job="distributed") as lock:
-            if lock is None:
-                raise UserError(f"{folder.path} is being trained by somebody else; wait, or cancel it first.")
-
-            def reason() -> str | None:
-                if lock.was_lost():
-                    raise LockLost
-                return "cancelled" if folder.cancel_path.exists() else asked()
-
-            root = folder.path.parent.parent
-            return train(folder, root, job="distributed", should_stop=reason, open_engine=open_engine)
-    finally:
+        if lent is not None:
+            verdict = go(lent.job, lent.watch(folder.path))
+        else:
+            with Lock(folder.path, job="distributed") as lock:
+                if lock is None:
+                    raise UserError(f"{folder.path} is being trained by somebody else; wait, or cancel it first.")
+                verdict = go("distributed", lock.was_lost)
+    except (UserError, MachineFault, LockLost):
         _header(STOP, device)
+        raise
+    _header(STOP, device)
+    return verdict
 
 
 def main() -> int:
-    """One rank, in the environment that torchrun, or ``sweeps.dispatch.ranks`` under srun, sets."""
+    """One rank, in the environment that torchrun, or ``sweeps.dispatch.ranks``, sets; returns its exit code."""
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda received, frame: signals.append(received))
     try:
-        folder = RunFolder(Path(sys.argv[1]).absolute())
-        config = folder.read_config()
-        check_split(config, int(os.environ["WORLD_SIZE"]))
-        gpu = config.runtime.device is DeviceKind.cuda
-        if gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.set_num_threads(config.runtime.threads)
-        device = torch.device(config.runtime.device.value)
-        dist.init_process_group("nccl" if gpu else "gloo")
-        if dist.get_rank():
-            follow(config, device)
-            verdict = ""
-        else:
-            verdict = _lead(folder, device, lambda: f"signal {signals[0]}" if signals else None)
-        dist.destroy_process_group()
+        verdict = _work(Path(sys.argv[1]).absolute(), lambda: f"signal {signals[0]}" if signals else None)
+    except RanksLost:  # that one says why
+        traceback.print_exc()
+        return 1
+    except LockLost:
+        return 1
     except (UserError, MachineFault) as error:
         sys.stderr.write(f"isoflop: {error}\n")
         return 2 if isinstance(error, UserError) else 1
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.write(f"isoflop: {last_line(error)}\n")
+        return 1
     return int(verdict.startswith(FAILED))
+
+
+def _work(path: Path, asked: Callable[[], str | None]) -> str:
+    """What one rank does; returns the verdict of rank 0."""
+    lent, verdict = Lent.of(os.environ), ""
+    folder = RunFolder(path, lent.facts if lent is not None else {"devices": int(os.environ["WORLD_SIZE"])})
+    config = folder.read_config()
+    check_split(config.recipe, int(os.environ["WORLD_SIZE"]))
+    gpu = config.runtime.device is DeviceKind.cuda
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.set_num_threads(config.runtime.threads)
+    device = torch.device(config.runtime.device.value)
+    with _together():
+        dist.init_process_group("nccl" if gpu else "gloo")
+    if dist.get_rank():
+        follow(config, device)
+    else:
+        verdict = _lead(folder, device, asked, lent)
+    dist.destroy_process_group()
+    return verdict
 
 
 if __name__ == "__main__":

@@ -129,11 +129,16 @@ def usable(kernels: Mapping[str, Any], recipe: Recipe, where: str) -> bool:
 def choose_kernels(config: RunConfig, device: torch.device) -> dict[str, Any]:
     """The fastest way to compute a run's steps here, tried out in under half a second where the model is small."""
     recipe, shape = config.recipe, config.recipe.model
-    made = {"torch": str(torch.__version__), "processor": processor(device)}
     if device.type == "cpu" and _native_can(recipe) and library(recipe.dtype) is not None:
         chunk = min(chunk_of(shape), recipe.sequences)
         if _native_wins(recipe, chunk, config.runtime.threads):
-            return {"step": NATIVE, "chunk": chunk, **made}
+            return {"step": NATIVE, "chunk": chunk, **_made(device)}
+    return choose_torch(config, device)
+
+
+def choose_torch(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """The same among the ways of torch."""
+    recipe, shape = config.recipe, config.recipe.model
     path = tune_attention(
         sequences=config.runtime.micro_batch or recipe.sequences,
         heads=shape.heads,
@@ -142,7 +147,11 @@ def choose_kernels(config: RunConfig, device: torch.device) -> dict[str, Any]:
         dtype=torch.bfloat16 if recipe.dtype is Precision.bf16 else torch.float32,
         device=device,
     )
-    return {"step": TORCH, "attention": path.value, **made}
+    return {"step": TORCH, "attention": path.value, **_made(device)}
+
+
+def _made(device: torch.device) -> dict[str, Any]:
+    return {"torch": str(torch.__version__), "processor": processor(device)}
 
 
 def _native_can(recipe: Recipe) -> bool:

@@ -2,6 +2,8 @@
 
 As in OLMo 2 (Walsh et al. 2024, section 3.2), an update is skipped where either lies several standard deviations above
 its mean over the last 128 updates. What was skipped enters the mean too, so that a new level is accepted in the end.
+Window, usual threshold and the updates before it judges are those of their ``SkipStepOptimizer``
+(https://github.com/allenai/OLMo-core, ``optim/skip_step_optimizer.py``), which also skips what lies as far below.
 """
 
 from __future__ import annotations

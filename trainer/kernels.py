@@ -89,16 +89,18 @@ def _turn(x: Tensor, table: Tensor) -> Tensor:
 
 
 class _CrossEntropy(Function):
-    """Summed cross-entropy in nats of (n, V) logits, in fp32; the gradient is made in the forward pass.
+    """Summed cross-entropies in nats of (n, V) logits, of ``members`` equal parts, in fp32; the gradient is made in the
+    forward pass.
 
     With ``z`` the gradient is that of the loss plus z log(sum of exponentials)^2, the loss returned is without.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, z: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, target: Tensor, z: float, members: int | None) -> Tensor:
         log_p = torch.log_softmax(logits.float(), -1)
         index = target[:, None]
-        loss = log_p.gather(1, index).sum().neg_()
+        losses = log_p.gather(1, index)
+        loss = losses.sum().neg_() if members is None else losses.view(members, -1).sum(1).neg_()
         if logits.requires_grad:
             weight = 1 + 2 * z * torch.logsumexp(logits.float(), -1, keepdim=True) if z else None
             probability = log_p.exp_() if weight is None else log_p.exp_().mul_(weight)
@@ -107,8 +109,8 @@ class _CrossEntropy(Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.saved_tensors[0], None, None  # the loss is where backward starts: its own gradient is 1
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.saved_tensors[0], None, None, None  # the loss is where backward starts: its own gradient is 1
 
 
 def lookup(table: Tensor, index: Tensor) -> Tensor:
@@ -142,7 +144,13 @@ def cross_entropy(logits: Tensor, target: Tensor, z: float = 0.0) -> Tensor:
 
     ``z`` weighs the z-loss that the gradient has besides.
     """
-    out: Tensor = _apply(_CrossEntropy, logits, target, z)
+    out: Tensor = _apply(_CrossEntropy, logits, target, z, None)
+    return out
+
+
+def cross_entropies(logits: Tensor, target: Tensor, members: int, z: float = 0.0) -> Tensor:
+    """(members,) the same for each of so many equal parts of the rows; only their sum is to be differentiated."""
+    out: Tensor = _apply(_CrossEntropy, logits, target, z, members)
     return out
 
 

@@ -71,6 +71,12 @@ def holder(folder: Path) -> Holder | None:
     return found if found is not None and _lives(folder, found) else None
 
 
+def held_by(folder: Path, token: str) -> bool:
+    """Whether the folder's lock is the one with this token, and its holder lives."""
+    found = holder(folder)
+    return found is not None and found.token == token
+
+
 def _read(path: Path) -> Holder | None:
     try:
         return Holder(**json.loads(path.read_text()))
@@ -132,6 +138,11 @@ class Lock:
         self._beaten = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"heartbeat {folder.name}", daemon=True)
+
+    @property
+    def token(self) -> str:
+        """What tells this lock from every other."""
+        return self._me.token
 
     def acquire(self) -> bool:
         """Take the lock and begin to beat; False where somebody else holds it."""

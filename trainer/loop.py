@@ -35,15 +35,13 @@ from trainer.limits import limits
 from trainer.lock import LockLost
 from trainer.model import flops_of, slots
 from trainer.resident import resident
-from trainer.runfolder import DIVERGED, DONE, RunConfig, RunFolder, final_record, finite_or_none
+from trainer.runfolder import DIVERGED, DONE, EXCEPTION, STOPPED, RunConfig, RunFolder, final_record, finite_or_none
 from trainer.schedule import rate_factor
 
 EVAL_TOKENS = 4096
 """Tokens per forward pass of an evaluation, whatever the batch, so that its sum does not depend on how one trains."""
 HIGH_ROWS = 5
 """A run has diverged when this many rows in a row, after warm-up, lie above ln(V) + 1: a nat worse than guessing."""
-STOPPED = "stopped: "
-"""What :func:`train` returns for a run that was asked to stop is this plus the reason."""
 
 
 def train(
@@ -53,6 +51,8 @@ def train(
     job: str = "",
     should_stop: Callable[[], str | None] = lambda: None,
     open_engine: Callable[[RunConfig, torch.device], Engine] = open_engine,
+    choose: Callable[[RunConfig, torch.device], dict[str, Any]] | None = None,
+    devices: int = 1,
 ) -> str:
     """Train the run of a folder to its end and return its verdict; ``stopped: <reason>`` if asked to stop first.
 
@@ -69,7 +69,12 @@ def train(
     should_stop
         Asked before every update; a reason makes the run save its state and return.
     open_engine
-        What makes the engine that computes; :mod:`trainer.distributed` has one over several devices.
+        What makes the engine that computes; :mod:`trainer.distributed` has one over several devices,
+        :mod:`trainer.together` one for several runs.
+    choose
+        What chooses the kernels at the first attempt, unless that is left to the engine's usual way.
+    devices
+        How many the engine computes on.
 
     Raises
     ------
@@ -84,10 +89,12 @@ def train(
         return str(folder.points()[last]["verdict"])
     device = _device(config)
     corpus = _corpus(config, corpora_root)
-    config = _tuned(folder, config, device)
+    if not usable(config.kernels, config.recipe, str(folder.config_path)):
+        config = replace(config, kernels=(choose or choose_kernels)(config, device))
+        folder.write_config(config)
     memory = DeviceMemory(device)
     while True:
-        run = _Run(folder, config, corpus, device, open_engine(config, device))
+        run = _Run(folder, config, corpus, device, open_engine(config, device), devices)
         attempt = folder.start_attempt(job, run.updates)
         try:
             outcome = run.go(attempt, should_stop)
@@ -95,7 +102,7 @@ def train(
             raise
         except BaseException as error:
             with suppress(MachineFault):  # the disk that failed the run may fail this line too
-                folder.end_attempt(attempt, f"exception: {_last_line(error)}")
+                folder.end_attempt(attempt, f"{EXCEPTION}{last_line(error)}")
             if isinstance(error, _TrunkLost):
                 continue
             raise
@@ -133,12 +140,18 @@ class _Run:
     """A run's state and the operations on it; ``step`` updates lie on the path that leads here."""
 
     def __init__(
-        self, folder: RunFolder, config: RunConfig, corpus: Corpus, device: torch.device, engine: Engine
+        self,
+        folder: RunFolder,
+        config: RunConfig,
+        corpus: Corpus,
+        device: torch.device,
+        engine: Engine,
+        devices: int = 1,
     ) -> None:
         recipe = config.recipe
         self.folder, self.config, self.recipe, self.corpus, self.device = folder, config, recipe, corpus, device
         self.why = ""
-        self.engine = engine
+        self.engine, self._devices = engine, devices
         self.optimizer = self.engine.optimizer
         self._resident = resident(corpus, device)
         self.legs, self.at = legs(recipe), 0
@@ -252,7 +265,7 @@ class _Run:
         }
         if self.config.runtime.peak_flops:
             reached = self.recipe.model.flops(row["tokens_per_second"])
-            row["mfu"] = reached / self.config.runtime.peak_flops
+            row["mfu"] = reached / (self._devices * self.config.runtime.peak_flops)
         if len(self.legs) > 1:
             row["update"] = self.updates - 1
         if leg.branch:
@@ -450,15 +463,7 @@ def _corpus(config: RunConfig, root: Path) -> Corpus:
     return corpus
 
 
-def _tuned(folder: RunFolder, config: RunConfig, device: torch.device) -> RunConfig:
-    """The config with its kernels chosen: at the first attempt by trying, later as written."""
-    if usable(config.kernels, config.recipe, str(folder.config_path)):
-        return config
-    config = replace(config, kernels=choose_kernels(config, device))
-    folder.write_config(config)
-    return config
-
-
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """The last line of what an error says, after its kind."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

@@ -136,7 +136,10 @@ def initial_params(shape: Shape, seed: int, scaling: Scaling | None = None) -> T
 
 
 class Transformer:
-    """Computes losses from flat parameters ``flat`` (params_total,), in their dtype and on their device."""
+    """Computes losses from flat parameters ``flat`` (..., params_total), in their dtype and on their device.
+
+    Those of several models are :class:`trainer.stacked.StackedTransformer`'s.
+    """
 
     def __init__(
         self, shape: Shape, flat: Tensor, attention: Attention, scaling: Scaling | None = None, z_loss: float = 0.0
@@ -149,7 +152,7 @@ class Transformer:
         self._scale = {slot.name: slot.scale for slot in layout}
         offset = 0
         for slot in layout:
-            view = flat.detach()[offset : offset + slot.params].view(slot.size)
+            view = flat.detach()[..., offset : offset + slot.params].view(*flat.shape[:-1], *slot.size)
             self.tensors[slot.name] = view.requires_grad_()
             offset += slot.params
         self.table: Tensor | None = None
@@ -159,18 +162,30 @@ class Transformer:
 
     def logits(self, tokens: Tensor) -> Tensor:
         """(B, T) token ids to (B T, V) logits; T is at most the shape's sequence."""
-        shape, w = self.shape, self.tensors
+        shape = self.shape
         batch, length = tokens.shape
-        x = lookup(w["embedding"], tokens.flatten())
+        x = self.look_up(tokens)
         if shape.positions is Positions.learned:
-            x = (x.view(batch, length, -1) + w["positions"][:length]).flatten(0, 1)
+            x = self.place(x, batch, length)
         for layer in range(shape.layers):
-            qkv = self.linear(rms_norm(x, w[f"{layer}.norm_attention"]), f"{layer}.qkv")
+            qkv = self.linear(self.norm(x, f"{layer}.norm_attention"), f"{layer}.qkv")
             mixed = self._mix(qkv.view(batch, length, -1), layer).flatten(0, 1)
             x = self.add(x, mixed, f"{layer}.attention_out")
-            inner = self.linear(rms_norm(x, w[f"{layer}.norm_ffw"]), f"{layer}.ffw_in")
+            inner = self.linear(self.norm(x, f"{layer}.norm_ffw"), f"{layer}.ffw_in")
             x = self.add(x, self.activate(inner), f"{layer}.ffw_out")
-        return self.linear(rms_norm(x, w["norm_out"]), "embedding" if shape.tied_head else "head")
+        return self.linear(self.norm(x, "norm_out"), "embedding" if shape.tied_head else "head")
+
+    def look_up(self, tokens: Tensor) -> Tensor:
+        """(B, T) token ids to their rows of the token table, (B T, d)."""
+        return lookup(self.tensors["embedding"], tokens.flatten())
+
+    def place(self, x: Tensor, batch: int, length: int) -> Tensor:
+        """(B T, d) with the learned positions added."""
+        return (x.view(batch, length, -1) + self.tensors["positions"][:length]).flatten(0, 1)
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        """RMSNorm of (n, d) with a gain."""
+        return rms_norm(x, self.tensors[name])
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         """(n, columns) to (n, rows) by a matrix and its scale."""
@@ -197,7 +212,7 @@ class Transformer:
 
     def norm_heads(self, x: Tensor, name: str) -> Tensor:
         """RMSNorm of each head of (..., H k)."""
-        return rms_norm(x.reshape(-1, self.shape.head_size), self.tensors[name]).view(x.shape)
+        return self.norm(x.reshape(-1, self.shape.head_size), name).view(x.shape)
 
     def activate(self, inner: Tensor) -> Tensor:
         """The non-linearity between the matrices of a feed-forward layer."""

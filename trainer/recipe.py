@@ -206,6 +206,24 @@ class Recipe:
         return tuple(horizon.point_id for horizon in self.horizons)
 
 
+def check_split(recipe: Recipe, devices: int) -> None:
+    """Refuse a batch that cannot be split over devices.
+
+    Raises
+    ------
+    UserError
+        If its sequences are no multiple of ``devices``.
+    """
+    sequences = recipe.sequences
+    if sequences % devices:
+        most = next(fewer for fewer in range(devices - 1, 0, -1) if sequences % fewer == 0)
+        raise UserError(
+            f"optim.batch={recipe.optim.batch} is {sequences} sequences, which cannot be split over {devices} devices "
+            f"evenly ({recipe.run_id}); choose device.per_run={most}, or with optim.batch_min and optim.batch_max a "
+            f"batch of {devices * recipe.model.sequence} tokens or a multiple."
+        )
+
+
 def _scaling(raw: dict[str, Any] | None) -> Scaling | None:
     return None if raw is None else Scaling(**{**raw, "rule": Parametrisation(raw["rule"])})
 

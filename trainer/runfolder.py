@@ -56,6 +56,10 @@ TAIL_BYTES = 8_000
 """Of metrics.jsonl, what tells how a run stands."""
 LOST = "lost: killed, or the machine went down"
 """Why an attempt without a last line ended."""
+STOPPED = "stopped: "
+"""Why an attempt that was asked to stop ended is this plus the reason,"""
+EXCEPTION = "exception: "
+"""and one that failed in the middle, this plus the error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +165,7 @@ class RunFolder:
 
     def __init__(self, path: Path, facts: Mapping[str, Any] | None = None) -> None:
         self.path = path
-        self._facts = dict(facts or {})
+        self.facts = dict(facts or {})
         """What every attempt that is started here says besides."""
         self.check_owner: Callable[[], None] = _sole_writer
         """Called before the config or the beginning of an attempt is written: raises where the folder is no longer the
@@ -257,7 +261,7 @@ class RunFolder:
             start=time.time(),
             resume_step=resume_step,
             **slurm_facts(os.environ),
-            **self._facts,
+            **self.facts,
         )
         return number
 

@@ -18,7 +18,9 @@ L' is the model's layers under mup, the base's under completep. AdamW's epsilon 
 References
 ----------
 Yang et al., "Tensor Programs V" (2022), table 8 (mup, for Adam). Dey et al., "Don't be lazy: CompleteP enables
-compute-efficient deep transformers" (2025), table 1, with alpha = 1 (completep).
+compute-efficient deep transformers" (2025), table 1 and equation 40, with alpha = 1 (completep). Compared with their
+authors' https://github.com/EleutherAI/nanoGPT-mup (its table, and the optimiser's groups of its completep branch,
+epsilons included) and https://github.com/microsoft/mup/issues/7 (table 8 gives orders, to be tuned at a base model).
 """
 
 from __future__ import annotations

@@ -43,6 +43,10 @@ class Job:
     """local: what CUDA_VISIBLE_DEVICES may be for a worker, by its slot; empty on CPUs."""
     slots: int = 1
     """local: workers of this sweep that may work at once; the others wait."""
+    devices: int = 1
+    """local: that each run has."""
+    together: int = 1
+    """Runs that a worker may train as one model."""
     pid: int = 0
     """local: of the controller; of the submitting process until that was started."""
     born: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import socket
@@ -30,9 +31,11 @@ def start_workers(config: Config, folder: SweepFolder, runs: Sequence[str], coun
         job = Job(
             tasks=(tuple(runs),),
             device=device.value,
-            gpus=_gpus(slots) if device is DeviceKind.cuda else (),
+            gpus=_gpus(slots, config.device.per_run) if device is DeviceKind.cuda else (),
             lost_attempts=config.limits.lost_attempts,
             slots=slots,
+            devices=config.device.per_run,
+            together=config.device.together,
             host=socket.gethostname(),
             submitted=time.time(),
             pid=os.getpid(),
@@ -51,19 +54,27 @@ def worker_slots(config: Config) -> int:
         return config.cluster.workers
     if config.device.kind is DeviceKind.cuda:
         return 1
-    return max(1, len(os.sched_getaffinity(0)) // config.trainer.threads)
+    return max(1, len(os.sched_getaffinity(0)) // (config.trainer.threads * config.device.per_run))
 
 
-def has_gpu(devices: Path = Path("/dev")) -> bool:
-    """Whether this machine shows a GPU to its programs: NVIDIA's or AMD's driver has made its device files."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return False
-    return any(devices.glob("nvidia[0-9]*")) or (devices / "kfd").exists() or (devices / "dxg").exists()
-
-
-def _gpus(slots: int) -> tuple[str, ...]:
+def gpus_here(devices: Path = Path("/dev")) -> float:
+    """How many GPUs this machine shows to its programs, by the device files of their drivers; inf where that is not
+    known, but there is one."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return tuple(visible.split(",")) if visible else tuple(str(number) for number in range(slots))
+    if visible in ("", "-1"):
+        return 0
+    found: float = len(list(devices.glob("nvidia[0-9]*")))
+    if not found and any((devices / name).exists() for name in ("kfd", "dxg")):
+        found = math.inf
+    return min(found, len(visible.split(","))) if visible else found
+
+
+def _gpus(slots: int, per_run: int) -> tuple[str, ...]:
+    """What CUDA_VISIBLE_DEVICES is for each slot."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    numbers = visible.split(",") if visible else [str(number) for number in range(slots * per_run)]
+    firsts = range(0, len(numbers) - per_run + 1, per_run)
+    return tuple(",".join(numbers[first : first + per_run]) for first in firsts)
 
 
 def _start_local(path: Path, threads: int, hours: float) -> int:

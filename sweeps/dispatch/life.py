@@ -54,8 +54,6 @@ def live(path: Path, signals: list[int]) -> int:
         sys.stderr.write(f"isoflop: the environment is not that of the submission: {', '.join(differences)}\n")
     nodes, devices = job.resources["nodes"], job.resources["devices"]
     ranks = Ranks(nodes, devices, job.resources["cpus"] // devices)
-    if ranks.count > 1:
-        facts["devices"] = ranks.count
     worker = Worker(
         path.parent.parent,
         job.tasks[index],
@@ -63,6 +61,7 @@ def live(path: Path, signals: list[int]) -> int:
         job.lost_attempts,
         facts,
         ranks if ranks.count > 1 else None,
+        job.together,
     )
     warned_of_limit = began + 60 * job.resources["minutes"] - job.warning_seconds - SIGNAL_GRAIN
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sweeps.config import Config, Executor, Retry
 from sweeps.dispatch.backlog import Backlog, read_backlog, settle
-from sweeps.dispatch.launch import has_gpu, start_workers, worker_slots
+from sweeps.dispatch.launch import gpus_here, start_workers, worker_slots
 from sweeps.dispatch.slurm import Scheduler
 from sweeps.dispatch.state import PointState, State, inspect, orphans
 from sweeps.dispatch.takeback import cancel_runs, drop_idle, release_held
@@ -202,15 +202,28 @@ def _check_limits(config: Config, missing: Sequence[PlannedPoint]) -> None:
 
 def _check_devices(config: Config, missing: Sequence[PlannedPoint]) -> None:
     here = config.cluster.executor is Executor.local
-    if missing and here and config.device.kind is DeviceKind.cuda and config.trainer.command is None and not has_gpu():
-        raise UserError(
-            f"device.kind=cuda (device={config.device.name}), but this machine has no GPU that may be seen; choose "
-            "device=cpu, or a cluster= that has GPUs."
-        )
+    if missing and here and config.device.kind is DeviceKind.cuda and config.trainer.command is None:
+        gpus, per_run = gpus_here(), config.device.per_run
+        if not gpus:
+            raise UserError(
+                f"device.kind=cuda (device={config.device.name}), but this machine has no GPU that may be seen; choose "
+                "device=cpu, or a cluster= that has GPUs."
+            )
+        if gpus < per_run:
+            raise UserError(
+                f"device.per_run={per_run}, but this machine has {gpus:.0f} GPUs that may be seen; lower it, or choose "
+                "a cluster= that has more."
+            )
+    together = config.device.together
     for point in missing:
-        if point.devices > 1 and config.trainer.command is None:
+        if config.trainer.command is None and point.memory_gb * together > config.device.memory_gb >= point.memory_gb:
+            raise UserError(
+                f"device.together={together} runs like {point.point_id} need {point.memory_gb * together:.3g} GB, but "
+                f"device.memory_gb={config.device.memory_gb:g}; lower device.together."
+            )
+        if config.trainer.command is None and point.devices > config.device.per_run:
             raise UserError(
                 f"device.memory_gb={config.device.memory_gb:g} cannot hold {point.point_id}, which needs "
-                f"{point.memory_gb:.3g} GB, and this trainer uses one device a run; choose a larger device=, "
-                "smaller sizes, or an external trainer with trainer.command=."
+                f"{point.memory_gb / config.device.per_run:.3g} GB on every device; choose a larger device=, smaller "
+                "sizes, or an external trainer with trainer.command=."
             )

@@ -133,7 +133,7 @@ def _resources(run: RunCost, site: Site) -> Resources:
     elif site.gpus:
         memory = None
     else:
-        memory = _power_of_two((PROCESS_GB + MEMORY_MARGIN * run.memory_gb / nodes) * at_once)
+        memory = _power_of_two((PROCESS_GB * devices + MEMORY_MARGIN * run.memory_gb / nodes) * at_once)
     workers = devices * at_once
     return Resources(
         nodes=nodes,

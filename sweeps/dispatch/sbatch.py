@@ -69,6 +69,7 @@ def submit_arrays(
             resources=asdict(array.resources),
             warning_seconds=warning_seconds(config, array),
             throttle=array.throttle,
+            together=config.device.together,
             canary=started[0].name if canary and started else None,
             work_minutes=array.work_minutes,
             margin=config.cluster.margin,

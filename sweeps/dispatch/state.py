@@ -216,5 +216,6 @@ def _spent_seconds(run: RunFolder, attempts: Sequence[Mapping[str, Any]], alive:
         elif str(attempt.get("why", LOST)).startswith("lost"):
             rows = read_lines(run.path / "metrics.jsonl")
             end = max((row.get("time") or 0.0 for row in rows if row.get("attempt") == attempt["attempt"]), default=0.0)
-        seconds += max(0.0, (end or attempt["start"]) - attempt["start"]) * attempt.get("devices", 1)
+        devices = attempt.get("devices", 1) / attempt.get("together", 1)
+        seconds += max(0.0, (end or attempt["start"]) - attempt["start"]) * devices
     return seconds

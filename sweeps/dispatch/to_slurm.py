@@ -53,7 +53,12 @@ class Dispatch:
             site = replace(site, max_tasks=site.max_tasks - len(queued))
         hours = run_hours(missing)
         costs = {
-            run: RunCost(run_id=run, devices=point.devices, hours=hours[run], memory_gb=point.memory_gb)
+            run: RunCost(
+                run_id=run,
+                devices=point.devices,
+                hours=hours[run],
+                memory_gb=point.memory_gb * config.device.together,
+            )
             for run, point in {point.run.run_id: point for point in missing}.items()
         }
         check_arrays(arrays(list(costs.values()), site), site)

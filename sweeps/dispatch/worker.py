@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
-import sys
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweeps.dispatch.external import ExternalTrainerError, train_externally
+from sweeps.dispatch.execute import ShouldStop, execute, execute_together
 from sweeps.dispatch.jobs import Job, read_job
-from sweeps.dispatch.ranks import Ranks
+from sweeps.dispatch.ranks import Ranks, here
 from trainer.config import DeviceKind
 from trainer.errors import MachineFault, UserError
-from trainer.lock import BEAT_SECONDS, Lock, LockLost, holder
+from trainer.lock import BEAT_SECONDS, Lock, holder
 from trainer.mirror import Mirror
-from trainer.runfolder import FAILED, LOST, RunConfig, RunFolder, final_record, lost_in_a_row
-
-ShouldStop = Callable[[], str | None]
+from trainer.runfolder import FAILED, RunFolder, lost_in_a_row
 
 
 def work(job_path: str) -> None:
@@ -54,7 +51,15 @@ def work(job_path: str) -> None:
         if job.device == DeviceKind.cuda:  # before torch is imported
             os.environ["CUDA_VISIBLE_DEVICES"] = job.gpus[int(slot.folder.name.rpartition("-")[2]) % len(job.gpus)]
         try:
-            failed = Worker(path.parent.parent, job.runs, path.name, job.lost_attempts).go(should_stop)
+            worker = Worker(
+                path.parent.parent,
+                job.runs,
+                path.name,
+                job.lost_attempts,
+                ranks=here(job.devices),
+                together=job.together,
+            )
+            failed = worker.go(should_stop)
         except MachineFault as fault:
             raise SystemExit(f"isoflop: {fault}") from None
         finally:
@@ -74,6 +79,8 @@ class Worker:
         What every attempt's first line says besides.
     ranks
         Where each run has several devices.
+    together
+        How many runs it may train as one model.
     """
 
     def __init__(
@@ -84,9 +91,12 @@ class Worker:
         lost_attempts: int,
         facts: Mapping[str, Any] | None = None,
         ranks: Ranks | None = None,
+        together: int = 1,
     ) -> None:
         self._runs = [RunFolder(sweep / run, facts) for run in runs]
         self._sweep, self._job, self._lost_attempts, self._ranks = sweep, job, lost_attempts, ranks
+        self._together = together
+        self._alike: dict[str, tuple[Any, ...] | None] = {}
         self.failed: set[str] = set()
 
     def go(self, should_stop: ShouldStop, *, wait_for_others: bool = False) -> int:
@@ -106,15 +116,41 @@ class Worker:
 
     def _go(self, should_stop: ShouldStop, mirror: Mirror, wait_for_others: bool) -> None:
         while should_stop() is None:
-            folder = next((folder for folder in self._runs if self._open(folder) and holder(folder.path) is None), None)
-            if folder is not None:
-                verdict = execute(folder, self._job, should_stop, mirror, ranks=self._ranks)
-                if verdict is not None and verdict.startswith(FAILED):
-                    self.failed.add(folder.run_id)
+            folders = self._next()
+            if folders:
+                if len(folders) > 1:
+                    verdicts = execute_together(folders, self._job, should_stop, mirror)
+                else:
+                    verdicts = [execute(folders[0], self._job, should_stop, mirror, ranks=self._ranks)]
+                for folder, verdict in zip(folders, verdicts, strict=True):
+                    if verdict is not None and verdict.startswith(FAILED):
+                        self.failed.add(folder.run_id)
             elif wait_for_others and self.unfinished():
                 time.sleep(BEAT_SECONDS)
             else:
                 break
+
+    def _next(self) -> list[RunFolder]:
+        """The first claimable run, and those after it that may be trained with it; empty where there is none."""
+        claimable = (folder for folder in self._runs if self._open(folder) and holder(folder.path) is None)
+        first = next(claimable, None)
+        if first is None:
+            return []
+        if self._together == 1 or (kind := self._kind(first)) is None:
+            return [first]
+        others = (folder for folder in claimable if self._kind(folder) == kind)
+        return [first, *itertools.islice(others, self._together - 1)]
+
+    def _kind(self, folder: RunFolder) -> tuple[Any, ...] | None:
+        """What the run must have in common with those that it is trained with."""
+        if folder.run_id not in self._alike:
+            from trainer.together import alike
+
+            try:
+                self._alike[folder.run_id] = alike(folder.read_config())
+            except UserError:  # told when it is executed
+                self._alike[folder.run_id] = None
+        return self._alike[folder.run_id]
 
     def unfinished(self) -> bool:
         """Whether a run still has to be trained, by us or by whoever holds it."""
@@ -130,95 +166,6 @@ class Worker:
         return lost_in_a_row(folder.attempts()) < self._lost_attempts
 
 
-def execute(
-    folder: RunFolder,
-    job: str,
-    should_stop: ShouldStop,
-    mirror: Mirror,
-    prepare: Callable[[], None] = lambda: None,
-    ranks: Ranks | None = None,
-) -> str | None:
-    """Claim one run and bring it to its end; one that has ended is left as it is.
-
-    Parameters
-    ----------
-    mirror
-        Is told of the run.
-    prepare
-        Called first, once the run is claimed.
-
-    Returns
-    -------
-    str or None
-        The verdict, or ``stopped: <reason>``; None where somebody else holds the run.
-
-    Raises
-    ------
-    MachineFault
-        If the disk or the machine failed; the run can be continued.
-    """
-    with Lock(folder.path, job=job) as lock:
-        if lock is None:
-            return None
-        folder.check_owner = lambda: _check_owner(lock)
-        prepare()
-
-        def ask() -> str | None:
-            mirror.check()
-            return _stop_reason(folder, lock, should_stop)
-
-        poll = _Poll(ask)
-        _close_lost_attempt(folder)
-        try:
-            config = folder.read_config()
-        except UserError as error:
-            sys.stderr.write(f"isoflop: {error}\n")
-            return f"{FAILED}{error}"
-        known = folder.points()
-        if all(point_id in known for point_id in config.recipe.point_ids):
-            return str(known[config.recipe.point_ids[-1]]["verdict"])
-        mirror.follow(folder, config)
-        try:
-            if config.recipe.command is not None:
-                return train_externally(folder, config, job, poll, ranks)
-            from trainer.loop import train
-
-            return train(folder, folder.path.parent.parent, job=job, should_stop=poll)
-        except MachineFault:
-            raise
-        except LockLost:
-            return "stopped: the lock was lost"
-        except Exception as error:
-            traceback.print_exc()
-            return _fail(folder, config, _cause(error))
-
-
-class _Poll:
-    """A question asked at every step, answered from the disk at most twice per heartbeat."""
-
-    def __init__(self, ask: ShouldStop) -> None:
-        self._ask = ask
-        self._next = 0.0
-        self._answer: str | None = None
-
-    def __call__(self) -> str | None:
-        now = time.monotonic()
-        if self._answer is None and now >= self._next:
-            self._next = now + BEAT_SECONDS / 2
-            self._answer = self._ask()
-        return self._answer
-
-
-def _check_owner(lock: Lock) -> None:
-    if lock.was_lost():
-        raise LockLost
-
-
-def _stop_reason(folder: RunFolder, lock: Lock, should_stop: ShouldStop) -> str | None:
-    _check_owner(lock)
-    return "cancelled" if folder.cancel_path.exists() else should_stop()
-
-
 def _wait_for_slot(jobs: Path, job: Job, should_stop: ShouldStop) -> Lock | None:
     """One of the sweep's slots, held; None if asked to stop before one is free."""
     while should_stop() is None:
@@ -230,29 +177,3 @@ def _wait_for_slot(jobs: Path, job: Job, should_stop: ShouldStop) -> Lock | None
                 return slot
         time.sleep(0.5)
     return None
-
-
-def _close_lost_attempt(folder: RunFolder) -> None:
-    attempts = folder.attempts()
-    if attempts and "why" not in attempts[-1]:
-        folder.end_attempt(attempts[-1]["attempt"], LOST)
-
-
-def _cause(error: BaseException) -> str:
-    if isinstance(error, UserError | ExternalTrainerError):
-        return str(error)
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return "OOM"
-    return "".join(traceback.format_exception_only(error)).strip().splitlines()[-1][:300]
-
-
-def _fail(folder: RunFolder, config: RunConfig, cause: str) -> str:
-    verdict = f"{FAILED}{cause}"
-    attempts = folder.attempts()
-    number = attempts[-1]["attempt"] if attempts else 0
-    for point_id in config.recipe.point_ids:
-        if point_id not in folder.points():
-            folder.write_point(
-                final_record(config, point_id=point_id, tokens=0, loss=None, verdict=verdict, attempt=number)
-            )
-    return verdict

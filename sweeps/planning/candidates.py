@@ -12,7 +12,7 @@ from analysis.fitting.optimum import optimum
 from analysis.fitting.values import Bools, Floats
 from analysis.planning.candidates import Candidates
 from sweeps.config import Config
-from sweeps.planning.cost import Experience, total_seconds
+from sweeps.planning.cost import Experience, memory_of, total_seconds
 from sweeps.planning.design import Target, numbers
 from sweeps.planning.forecast import cost_of
 from sweeps.planning.ladder import pick
@@ -124,7 +124,7 @@ def pool_of(config: Config, wanted: Sequence[Target], corpus: CorpusFacts, exper
         alike = recipe.model, recipe.optim.batch
         if alike not in speeds:
             speeds[alike] = experience.flops_per_second(recipe, config.device)
-        memory = experience.memory(recipe, run.runtime.micro_batch or recipe.sequences, run.runtime.device) / 1e9
+        memory = memory_of(run, experience, config.device.per_run) / 1e9
         kept.setdefault(recipe.run_id, (target, recipe, total_seconds(run, speeds[alike]) / 3600, memory))
     targets, recipes, hours, memory_gb = zip(*kept.values(), strict=True) if kept else ((), (), (), ())
     trunks = config.schedule.decay is Decay.wsd and config.schedule.trunks

@@ -102,16 +102,29 @@ def _ran(run: RunFolder, device: DeviceKind, *, own: bool) -> Ran | None:
     if config.runtime.device is not device or recipe.command is not None:
         return None
     seconds = attempts[0].get("end", math.nan) - attempts[0].get("start", math.nan)
-    undisturbed = len(attempts) == 1 and seconds > 0 and run.ended()
-    peaks = [attempt["peak_bytes"] for attempt in attempts if isinstance(attempt.get("peak_bytes"), int | float)]
-    modelled = step_memory(recipe, config.runtime.micro_batch or recipe.sequences, device)
+    alone = [attempt for attempt in attempts if attempt.get("together", 1) == 1]
+    undisturbed = len(attempts) == len(alone) == 1 and seconds > 0 and run.ended()
+    peaks = [attempt["peak_bytes"] for attempt in alone if isinstance(attempt.get("peak_bytes"), int | float)]
+    devices = int(attempts[0].get("devices", 1))
+    modelled = step_memory(recipe, config.runtime.micro_batch or sequences_of(recipe, devices), device)
     return Ran(
         recipe=recipe,
         own=own,
         processor=str(config.kernels.get("processor", "")),
-        flops_per_second=total_flops(config) / seconds if undisturbed else None,
+        flops_per_second=total_flops(config) / seconds / devices if undisturbed else None,
         memory_ratio=max(peaks) / modelled if peaks and max(peaks) > 0 else None,
     )
+
+
+def sequences_of(recipe: Recipe, devices: int) -> int:
+    """How many of a batch's one of the devices has that share it."""
+    return math.ceil(recipe.sequences / devices)
+
+
+def memory_of(run: RunConfig, experience: Experience, devices: int) -> float:
+    """Peak bytes of a run on one of the devices that share its batches."""
+    sequences = run.runtime.micro_batch or sequences_of(run.recipe, devices)
+    return experience.memory(run.recipe, sequences, run.runtime.device)
 
 
 def total_flops(run: RunConfig) -> float:

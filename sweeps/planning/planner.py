@@ -17,7 +17,7 @@ from sweeps.app import config_dirs, typed
 from sweeps.config import Config, Design
 from sweeps.paths import SweepFolder
 from sweeps.planning.axes import expand
-from sweeps.planning.cost import Experience, total_seconds
+from sweeps.planning.cost import Experience, memory_of, total_seconds
 from sweeps.planning.design import Target, targets
 from sweeps.planning.points import Plan, PlannedPoint
 from sweeps.planning.recipes import check_rules, make_runtime, precision
@@ -26,7 +26,7 @@ from sweeps.terminal import progress_line
 from trainer.config import DataConfig, Precision, Source, plain
 from trainer.corpus import CorpusFacts, corpus_key, open_corpus, prepare_corpus, unspecified_corpus
 from trainer.errors import UserError
-from trainer.recipe import Horizon
+from trainer.recipe import Horizon, check_split
 from trainer.runfolder import RunConfig
 
 
@@ -64,6 +64,8 @@ def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
             if (target, seed) not in runs:
                 continue
             recipe, asked = runs[target, seed]
+            if recipe.command is None:
+                check_split(recipe, varied.device.per_run)
             _check_epochs(varied, recipe.tokens, corpus)
             run = RunConfig(
                 sweep=base.sweep.name,
@@ -115,7 +117,7 @@ def _planned_point(
     recipe, device = run.recipe, config.device
     share = horizon.own / recipe.updates
     hours = share * total_seconds(run, experience.flops_per_second(recipe, device)) / 3600
-    memory_gb = experience.memory(recipe, run.runtime.micro_batch or recipe.sequences, run.runtime.device) / 1e9
+    memory_gb = memory_of(run, experience, device.per_run) / 1e9
     return PlannedPoint(
         horizon=horizon,
         run=run,
@@ -123,8 +125,8 @@ def _planned_point(
         predicted_loss=law.loss(recipe.model.params(law.params), horizon.tokens) if law else None,
         hours=hours,
         price=hours * device.price_per_hour,
-        memory_gb=memory_gb,
-        devices=math.ceil(memory_gb / device.memory_gb),
+        memory_gb=memory_gb * device.per_run,
+        devices=max(math.ceil(memory_gb / device.memory_gb), device.per_run),
     )
 
 

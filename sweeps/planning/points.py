@@ -28,11 +28,12 @@ class PlannedPoint:
     """Achieved over asked FLOPs, minus 1."""
     predicted_loss: float | None
     devices: int
-    """Fewest devices that hold the run together."""
+    """That the run has; where they are more than ``device.per_run``, those that can hold it only together."""
     hours: float
     """Device-hours: those of its own updates, where it shares a trunk."""
     price: float
     memory_gb: float
+    """Of all its devices together."""
 
     @property
     def point_id(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.config import Config
-from sweeps.planning.cost import NONE_YET, Experience
+from sweeps.planning.cost import NONE_YET, Experience, sequences_of
 from sweeps.planning.rules import batch_for, rate_for
 from trainer.config import DeviceKind, OptimConfig, Parametrisation, Precision, ScheduleConfig
 from trainer.errors import UserError
@@ -100,11 +100,12 @@ def make_runtime(config: Config, recipe: Recipe, experience: Experience = NONE_Y
 
 
 def micro_batch(config: Config, recipe: Recipe, experience: Experience) -> int:
-    """Most sequences per forward pass that the device holds: the batch halved until it fits; 0 for all of it."""
-    sequences, room = recipe.sequences, config.device.memory_gb * 1e9
+    """Most sequences per forward pass that a device holds: its share halved until it fits; 0 for all of it."""
+    share = sequences_of(recipe, config.device.per_run)
+    sequences, room = share, config.device.memory_gb * 1e9
     while sequences > 1 and experience.memory(recipe, sequences, config.device.kind) > room:
         sequences = -(-sequences // 2)
-    return 0 if sequences == recipe.sequences else sequences
+    return 0 if sequences == share else sequences
 
 
 POSITIVE = ("a positive number", lambda value: 0 < value < math.inf)
@@ -123,7 +124,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("optim.z_loss", "optim.guard"), NOT_NEGATIVE),
     **dict.fromkeys(("cluster.workers", "schedule.warmup_max_steps", "cluster.cpus_per_device"), NOT_NEGATIVE),
     **dict.fromkeys(("cluster.pack_hours", "cluster.signal_seconds", "cluster.devices_per_node"), NOT_NEGATIVE),
-    **dict.fromkeys(("cluster.per_device", "cluster.margin"), ONE_OR_MORE),
+    **dict.fromkeys(("cluster.per_device", "cluster.margin", "device.per_run", "device.together"), ONE_OR_MORE),
     **dict.fromkeys(("cluster.max_gpus", "cluster.max_submit"), NULL_OR_ONE),
     **dict.fromkeys(("cluster.memory_gb", "cluster.max_hours"), NULL_OR_POSITIVE),
     **dict.fromkeys(("optim.lr_width_power", "optim.lr_batch_power"), FINITE),
@@ -153,6 +154,11 @@ def check_rules(config: Config) -> None:
         value = attrgetter(key)(config)
         if not good(value):
             raise UserError(f"{key}={value} must be {allowed}; set {key}=<value> so.")
+    if config.device.per_run > 1 and config.device.together > 1:
+        raise UserError(
+            f"device.per_run={config.device.per_run} spreads a run over devices, device.together="
+            f"{config.device.together} puts runs on one; set one of them to 1."
+        )
     if config.optim.batch_max < config.optim.batch_min:
         raise UserError(
             f"optim.batch_max={config.optim.batch_max} is below optim.batch_min={config.optim.batch_min}; raise it."

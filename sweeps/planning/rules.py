@@ -6,6 +6,10 @@ N counts non-embedding parameters, D training tokens, C non-embedding FLOPs; bat
     rate = 1.79 N^-0.713 D^0.307, batch = 0.58 D^0.571 (Li et al. 2025, "Predictable Scale: Part I", arXiv 2503.04715).
 ``deepseek``
     rate = 0.3118 C^-0.1250, batch = 0.2920 C^0.3271 (Bi et al. 2024, "DeepSeek LLM", arXiv 2401.02954, equation 1).
+``porian``
+    rate = 3.7 N^-0.36, batch = 0.7576 N^0.703, where N counts the head too (Porian et al. 2024, "Resolving
+    Discrepancies in Compute-Optimal Scaling of Language Models", arXiv 2406.19146; the constants as table 1 of Li et
+    al. 2025 has them).
 """
 
 from __future__ import annotations
@@ -21,7 +25,12 @@ def batch_for(optim: OptimConfig, shape: Shape, tokens: float) -> int:
     """Tokens per update, in whole sequences, between ``batch_min`` and ``batch_max``."""
     if optim.rule is RateRule.power:
         return batch_tokens(optim, tokens, shape.sequence)
-    wanted = 0.58 * tokens**0.571 if optim.rule is RateRule.steplaw else 0.2920 * _compute(shape, tokens) ** 0.3271
+    if optim.rule is RateRule.steplaw:
+        wanted = 0.58 * tokens**0.571
+    elif optim.rule is RateRule.porian:
+        wanted = 0.7576 * _with_head(shape) ** 0.703
+    else:
+        wanted = 0.2920 * _compute(shape, tokens) ** 0.3271
     return _whole(optim, wanted, shape.sequence)
 
 
@@ -37,6 +46,8 @@ def rate_for(optim: OptimConfig, shape: Shape, tokens: float, batch: int) -> flo
         return learning_rate(optim, shape.d_model, batch)
     if optim.rule is RateRule.steplaw:
         rate = 1.79 * shape.params_non_embedding**-0.713 * tokens**0.307
+    elif optim.rule is RateRule.porian:
+        rate = 3.7 * _with_head(shape) ** -0.36
     else:
         rate = 0.3118 * _compute(shape, tokens) ** -0.1250
     return _stated(optim.lr * rate)
@@ -65,6 +76,10 @@ def learning_rate(optim: OptimConfig, d_model: int, batch: int) -> float:
 def _compute(shape: Shape, tokens: float) -> float:
     """C = M D with M = 72 L d^2 + 12 L d S for the usual shape: all products but those of the vocabulary."""
     return (shape.flops_per_token() - 6 * shape.d_model * shape.vocabulary) * tokens
+
+
+def _with_head(shape: Shape) -> int:
+    return shape.params_non_embedding + shape.d_model * shape.vocabulary
 
 
 def _whole(optim: OptimConfig, wanted: float, sequence: int) -> int:
