@@ -17,13 +17,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from analysis.ingest.wandb_api import list_runs
 from analysis.ingest.wandb_files import logged_runs
 from analysis.ingest.wandb_runs import LoggedRun, final_records, is_mirror, mirrored_config
 from sweeps.app import complain, run_verb, typed
 from sweeps.config import SyncCommand, SyncSource
 from sweeps.paths import SweepFolder
-from sweeps.sync_fits import hand_in_fits, lacking, offline_fits
+from sweeps.sync_fits import hand_in_fits, lacking, offline_fits, runs_there
 from sweeps.terminal import progress_line, say
 from trainer.config import Backend, TrackingConfig, WandbMode
 from trainer.errors import UserError
@@ -136,14 +135,8 @@ def missing(found: Sequence[Handout]) -> Iterator[tuple[Handout, bool]]:
     """
     projects = dict.fromkeys((one.target.entity, one.target.project, one.story.sweep) for one in found)
     known: dict[tuple[str | None, str, str], dict[str, Any]] = {}
-    for entity, project, sweep in projects:
-        name = f"{entity}/{project}" if entity else project
-        try:
-            known[entity, project, sweep] = {run.id: run for run in list_runs(name, sweep)}
-        except UserError as error:
-            if "Could not find project" not in str(error):
-                raise
-            known[entity, project, sweep] = {}  # it is made with its first run
+    for where in projects:
+        known[where] = {run.id: run for run in runs_there(*where)}
     for one in found:
         run = known[one.target.entity, one.target.project, one.story.sweep].get(one.story.run_id)
         yield one, run is None or not _is_whole(run, one.story)

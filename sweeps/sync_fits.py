@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from analysis.ingest.wandb_api import list_runs
 from analysis.ingest.wandb_files import read_attempt
@@ -62,15 +63,25 @@ def lacking(fits: Sequence[OfflineFit]) -> Iterator[OfflineFit]:
     for fit in fits:
         where = (fit.entity, fit.project, fit.group)
         if where not in known:
-            try:
-                listed = list_runs(f"{fit.entity}/{fit.project}" if fit.entity else fit.project, fit.group)
-            except UserError as error:
-                if "Could not find project" not in str(error):
-                    raise
-                listed = []
-            known[where] = {run.id for run in listed if run.state == FINISHED}
+            known[where] = {run.id for run in runs_there(*where) if run.state == FINISHED}
         if fit.run_id not in known[where]:
             yield fit
+
+
+def runs_there(entity: str | None, project: str, group: str) -> list[Any]:
+    """What W&B has of a group; nothing where there is no such project, which is made with its first run.
+
+    Raises
+    ------
+    UserError
+        If the server cannot be reached, or refuses.
+    """
+    try:
+        return list_runs(f"{entity}/{project}" if entity else project, group)
+    except UserError as error:
+        if "Could not find project" not in str(error):
+            raise
+        return []
 
 
 def hand_in_fits(fits: Iterable[OfflineFit], tell: Callable[[str], None]) -> tuple[int, list[str]]:
