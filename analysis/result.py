@@ -31,12 +31,16 @@ from analysis.fitting.values import (
     Window,
     finite,
 )
+from analysis.ingest.clean import PARAMS
 from analysis.ingest.tables import Exclusion
 from analysis.planning.lackoffit import LackOfFit
 from analysis.version import version_of
 
 FIT_SCHEMA = 1
 """Version of fit.json; a newer one is refused."""
+
+SAME = 1e-3
+"""Two counts of C that differ less, as a share, are one."""
 
 APPROACHES = ("envelope", "isoflop", "parametric")
 """Hoffmann's Approaches 1, 2 and 3, by the names fit.json gives them."""
@@ -385,6 +389,17 @@ class FitResult:
     reading: Mapping[str, Any] = field(default_factory=dict)
     """What the verb was told of where rows come from (path, columns, where, ...), by the names of its settings."""
 
+    @property
+    def params_of_6nd(self) -> str | None:
+        """The N in 6 N D: ``total`` or ``non_embedding``; None where the rows do not show it."""
+        points = self.points
+        for count, column in PARAMS.items():
+            if "flops_6nd" in points and column in points:
+                off = points["flops_6nd"] / (6 * points[column] * points["tokens"]) - 1
+                if len(off) and (off.abs() < SAME).all():
+                    return count.value
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """Exactly ``fit.json``."""
         primary = self.primary.to_dict()
@@ -403,6 +418,7 @@ class FitResult:
             },
             "conventions": primary["conventions"],
             "cost": primary["cost"],
+            "params_of_6nd": self.params_of_6nd,
             "interval": self.interval.to_dict(),
             "approaches": primary["approaches"],
             "by_convention": [fit.to_dict() for fit in self.by_convention],

@@ -148,6 +148,11 @@ def _parametric(approach: Parametric) -> Iterator[str]:
         )
     if not certificate.converged:
         yield f"parametric: Newton's method stopped at a relative gradient of {certificate.gradient_norm:.1g}."
+    if approach.fit.above_lowest:
+        yield (
+            f"parametric: the law's objective lies {approach.fit.above_lowest:.2%} above the lowest of any start, "
+            "where the losses do not fall with N or D."
+        )
     if certificate.starts_agreeing < certificate.starts / 4:
         yield f"parametric: only {certificate.starts_agreeing} of {certificate.starts} starts agree on the optimum."
     if certificate.unidentified:
