@@ -16,6 +16,7 @@ from analysis.fitting.isoflop import fit_isoflop, refit_isoflop, window_sweep
 from analysis.fitting.optimum import exponents, fit_cost
 from analysis.fitting.parametric import LARGEST_LOG, fit_parametric, refit_parametric
 from analysis.fitting.profile import profile
+from analysis.fitting.unshrunk import unshrunk
 from analysis.fitting.values import (
     Cost,
     Estimate,
@@ -52,7 +53,10 @@ class Surface:
         theta, good = refit_parametric(
             rows.params, rows.tokens, rows.loss, resamples.weights, fit, shift=resamples.shift
         )
-        return cls(fit, Replicates(values=theta[good], failed=int((~good).sum())))
+        theta = theta[good]
+        if resamples.shrunk:
+            theta = unshrunk(rows.params, rows.tokens, rows.loss, resamples.weights, theta, fit)
+        return cls(fit, Replicates(values=theta, failed=int((~good).sum())))
 
 
 def fit_law(rows: Rows, config: FitConfig) -> ParametricFit | Refused:

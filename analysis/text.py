@@ -69,3 +69,8 @@ def error_text(error: float) -> str:
     if not math.isfinite(error):
         return "open"
     return f"{error:.1%}" if error < 0.5 else f"factor {math.exp(min(error, 700.0)):.3g}"
+
+
+def bias_text(off: float) -> str:
+    """By how much something is off, of whose logarithm that is ``off``: -3.1%; a dash for what is not known."""
+    return f"{math.expm1(off):+z.1%}" if math.isfinite(off) else "–"

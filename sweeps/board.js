@@ -66,7 +66,7 @@ function chart(id, series, joined) {
   const span = index => { const all = points.map(p => p[index]); const low = Math.min(...all), high = Math.max(...all); return low < high ? [low / 1.03, high * 1.03] : [low / 1.1, high * 1.1]; };
   const [x0, x1] = span(0), [y0, y1] = span(1);
   const x = value => 52 + 418 * Math.log(value / x0) / Math.log(x1 / x0), y = value => 268 - 256 * Math.log(value / y0) / Math.log(y1 / y0);
-  for (const value of ticks(x0, x1, 6)) box.append(svg("line", {x1: x(value), x2: x(value), y1: 12, y2: 268, stroke: "#eef1f4"}), svg("text", {x: x(value), y: 284, "text-anchor": "middle"}, count(value)));
+  for (const value of ticks(x0, x1, 6)) box.append(svg("line", {x1: x(value), x2: x(value), y1: 12, y2: 268, stroke: "#eef1f4"}), svg("text", {x: x(value), y: 284, "text-anchor": x(value) > 455 ? "end" : "middle"}, count(value)));
   for (const value of ticks(y0, y1, 6)) box.append(svg("line", {x1: 52, x2: 470, y1: y(value), y2: y(value), stroke: "#eef1f4"}), svg("text", {x: 46, y: y(value) + 4, "text-anchor": "end"}, String(Number(value.toPrecision(3)))));
   for (const one of series) {
     const sorted = [...one.points].sort((a, b) => a[0] - b[0]);
@@ -110,6 +110,7 @@ function show(seen) {
   else if (fit.refused) byId("fit").replaceChildren(make("p", fit.refused));
   else byId("fit").replaceChildren(make("p", "of " + fit.points + " points" + (seen.fitting ? "; another is being made" : "")),
     table([["approach", "text"], ["a: N* ~ C^a", "text"], ["b: D* ~ C^b", "text"], ["remark", "text wrap"]], fit.lines.map(one => [one.approach, one.a, one.b, one.remark])));
+  if (fit && fit.target) byId("fit").append(make("p", "target: " + fit.target));
   points();
   const made = seen.figures.join(" ");
   if (byId("figures").dataset.made !== seen.made + made) {

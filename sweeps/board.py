@@ -43,7 +43,7 @@ class Board:
 
     def __init__(self, folder: SweepFolder, config: BoardCommand) -> None:
         self._folder, self._config = folder, config
-        self._scheduler, self._fits = Scheduler(), FitSoFar(folder, config.fit)
+        self._scheduler, self._fits = Scheduler(), FitSoFar(folder, config.fit, config)
         self._lock = threading.Lock()
         self._seen: tuple[float, dict[str, Any]] | None = None
 

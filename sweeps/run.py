@@ -55,7 +55,7 @@ def wait(config: Config, plan: Plan, folder: SweepFolder, scheduler: Scheduler) 
     """
     fruitless, touched = 0, -1
     silent_since: float | None = None
-    with live_overview(folder, config.fit, config.device.price_per_hour) as show:
+    with live_overview(folder, config) as show:
         while True:
             backlog = read_backlog(folder, scheduler)
             states = inspect(folder, plan.to_dict(), config.limits.lost_attempts, backlog)

@@ -21,11 +21,13 @@ from sweeps.planning.points import read_plan
 from sweeps.render.live import live_overview
 from sweeps.render.point import find_log, show_point
 from sweeps.render.status import say_untold, show_status
-from sweeps.sequential import precision_line
+from sweeps.sequential import goes_on, precision_line
 from sweeps.terminal import say
 from trainer.errors import UserError
 
 REFRESH_SECONDS = 2.0
+BETWEEN_SECONDS = 60.0
+"""How long ``watch`` waits for the next batch of a sweep that goes batch by batch."""
 LOGS = 5
 """Failed points whose log is named."""
 
@@ -47,25 +49,29 @@ def select(states: list[PointState], point: str | None) -> list[PointState]:
 def _body(raw: DictConfig) -> int:
     config: Config = typed(raw)
     folder = SweepFolder.of(config.root, config.sweep.name)
-    plan = read_plan(folder)
-
     scheduler = Scheduler()
 
     def now() -> tuple[list[PointState], str | None]:
+        plan = read_plan(folder)  # a sweep that goes batch by batch grows
         backlog = read_backlog(folder, scheduler)
         return select(inspect(folder, plan, config.limits.lost_attempts, backlog), config.point), backlog.stale
 
     states, stale = now()
     if config.watch:
-        with live_overview(folder, config.fit, config.device.price_per_hour) as show:
-            while not all(state.state in ENDED for state in states):
+        patience, ended = (BETWEEN_SECONDS if goes_on(config) else 0.0), time.monotonic()
+        with live_overview(folder, config) as show:
+            while True:
+                if not all(state.state in ENDED for state in states):
+                    ended = time.monotonic()
+                elif time.monotonic() - ended >= patience:
+                    break
                 show(states)
                 time.sleep(REFRESH_SECONDS)
                 states, stale = now()
     if config.point is not None and len(states) == 1:
         show_point(folder, states[0], config.format)
     else:
-        show_status(folder, states, [run.run_id for run in orphans(folder, plan)], config.format, stale)
+        show_status(folder, states, [run.run_id for run in orphans(folder, read_plan(folder))], config.format, stale)
         for state in [state for state in states if state.state is State.failed][:LOGS]:
             say(f"{state.point_id} failed, log: {find_log(folder, folder.run(state.run_id))}")
         precision = precision_line(config, folder)

@@ -17,12 +17,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from analysis.ingest.wandb_api import list_runs
 from analysis.ingest.wandb_files import logged_runs
 from analysis.ingest.wandb_runs import LoggedRun, final_records, is_mirror, mirrored_config
 from sweeps.app import complain, run_verb, typed
 from sweeps.config import SyncCommand, SyncSource
 from sweeps.paths import SweepFolder
+from sweeps.sync_fits import hand_in_fits, lacking, offline_fits, runs_there
 from sweeps.terminal import progress_line, say
 from trainer.config import Backend, TrackingConfig, WandbMode
 from trainer.errors import UserError
@@ -95,6 +95,8 @@ def _from_files(config: SyncCommand) -> tuple[list[Handout], list[str]]:
     runs, excluded = logged_runs([Path(config.path or "")])
     found, left = [], [f"{out.row}: {out.reason}" for out in excluded]
     for run in runs:
+        if run.job_type == "fit":
+            continue  # see sweeps.sync_fits
         if not is_mirror(run):
             left.append(f"{run.run_id} is no run of isoflop's; `wandb sync` takes it")
             continue
@@ -133,14 +135,8 @@ def missing(found: Sequence[Handout]) -> Iterator[tuple[Handout, bool]]:
     """
     projects = dict.fromkeys((one.target.entity, one.target.project, one.story.sweep) for one in found)
     known: dict[tuple[str | None, str, str], dict[str, Any]] = {}
-    for entity, project, sweep in projects:
-        name = f"{entity}/{project}" if entity else project
-        try:
-            known[entity, project, sweep] = {run.id: run for run in list_runs(name, sweep)}
-        except UserError as error:
-            if "Could not find project" not in str(error):
-                raise
-            known[entity, project, sweep] = {}  # it is made with its first run
+    for where in projects:
+        known[where] = {run.id: run for run in runs_there(*where)}
     for one in found:
         run = known[one.target.entity, one.target.project, one.story.sweep].get(one.story.run_id)
         yield one, run is None or not _is_whole(run, one.story)
@@ -204,25 +200,32 @@ def sync(found: Sequence[Handout], left: Sequence[str]) -> Outcome:
 def _body(raw: DictConfig) -> int:
     config: SyncCommand = typed(raw)
     os.environ["WANDB_SILENT"] = "true"
+    place = config.path or config.out or SweepFolder.of(config.root, config.sweep.name).fit
+    fits = offline_fits(Path(place), config.tracking)
     found, left = handouts(config)
     outcome = sync(found, left)
     print(  # noqa: T201
         f"{outcome.handed_in} runs handed in ({outcome.rows} rows), {outcome.there} were there already"
     )
     reasons = outcome.left or []
+    if fits:
+        with progress_line() as report:
+            taken, refused_fits = hand_in_fits(lacking(fits), lambda what: report(what, 1.0))
+        print(f"{taken} fits handed in, {len(fits) - taken - len(refused_fits)} were there already")  # noqa: T201
+        reasons += refused_fits
     for reason in reasons[:LEFT_OUT]:
         say(f"left out: {reason}")
     if len(reasons) > LEFT_OUT:
         say(f"left out: {len(reasons) - LEFT_OUT} more")
     refused = [reason for reason in reasons if "W&B does not take it" in reason]
-    return complain(f"{len(refused)} runs were not taken; the same command tries them again", 1) if refused else 0
+    return complain(f"{len(refused)} of them W&B did not take; the same command tries again", 1) if refused else 0
 
 
 HELP = """isoflop sync [sweep=NAME] [from=offline|runs] [path=FILES] [tracking=wandb tracking.project=NAME]
 
 Hand in to W&B what it does not have: runs mirrored offline, or online while W&B was away, every attempt of a run as
-one run. from=runs takes every run of the sweep, mirrored or not, so that a lost project can be made again.
-path=FILES takes .wandb files that were copied here. Safe to repeat, and while the sweep runs."""
+one run; and fits that were logged offline. from=runs takes every run of the sweep, mirrored or not, so that a lost
+project can be made again. path=FILES takes .wandb files that were copied here. Safe to repeat, also while runs go."""
 
 
 def main() -> None:

@@ -9,10 +9,12 @@ from analysis_surfaces import A_TRUE, isoflop_design, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.config import Resample
+from analysis.approaches import Surface
+from analysis.config import Form, Resample
 from analysis.fitting.bootstrap import Scatter, percentile, resample, scatter_of
 from analysis.fitting.isoflop import fit_isoflop, group_budgets, refit_isoflop
 from analysis.fitting.parametric import fit_parametric, refit_parametric
+from analysis.fitting.unshrunk import unshrunk
 from analysis.fitting.values import IsoflopFit, ParametricFit, Rows
 from analysis.ingest.files import read_file
 from trainer.errors import UserError
@@ -187,3 +189,63 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
                 inside[name, how] += bool(low <= A_TRUE <= high)
     for (_, how), count in inside.items():
         assert count >= (28 if how is Resample.bayesian else 31), inside
+
+
+def _small_sweep(seed: int = 0, sizes: int = 4) -> tuple[Rows, ParametricFit]:
+    n, d, flops, loss = isoflop_design(np.geomspace(1e18, 1e21, 12), sizes=sizes, noise=0.002, seed=seed)
+    law = fit_parametric(n, d, loss, objective="squared")
+    assert isinstance(law, ParametricFit)
+    return rows_of(n, d, flops, loss, budget=group_budgets(flops)), law
+
+
+def _refits(rows: Rows, law: ParametricFit, weights: np.ndarray) -> np.ndarray:
+    theta, good = refit_parametric(rows.params, rows.tokens, rows.loss, weights, law)
+    assert good.all()
+    return theta
+
+
+def test_points_drawn_within_small_budgets_scatter_as_new_errors_do() -> None:
+    """Four points a budget lose a quarter of the variance; one group of all hardly any."""
+    rows, law = _small_sweep()
+    for how, kept in ((Resample.budgets, 3 / 4), (Resample.cases, 47 / 48)):
+        weights = resample(rows, how, 4000, 0).weights
+        theta = _refits(rows, law, weights)
+        wider = unshrunk(rows.params, rows.tokens, rows.loss, weights, theta, law)
+        off, more = (each[:, 3:] - law.array()[3:] for each in (theta, wider))
+        assert np.sqrt(np.mean(more**2, axis=0) / np.mean(off**2, axis=0)) == pytest.approx(kept**-0.5, rel=0.03), how
+
+
+def test_held_parameters_stay_held_and_laws_stay_laws() -> None:
+    rows, _ = _small_sweep()
+    weights = resample(rows, Resample.budgets, 300, 0).weights
+    for form, held in ((Form.tied, None), (Form.fixed_E, 1.7)):
+        law = fit_parametric(rows.params, rows.tokens, rows.loss, form=form, E=held)
+        assert isinstance(law, ParametricFit)
+        wider = unshrunk(rows.params, rows.tokens, rows.loss, weights, _refits(rows, law, weights), law)
+        if held is None:
+            assert wider[:, 3] == pytest.approx(wider[:, 4], rel=1e-9)
+        else:
+            assert np.exp(wider[:, 2]) == pytest.approx(np.full(300, held))
+        assert np.std(wider[:, 3]) > 0
+    few, _ = _small_sweep(sizes=3)
+    noisy = few.loss * np.exp(0.3 * np.random.default_rng(0).standard_normal(len(few)))
+    weights = resample(few, Resample.cases, 400, 0).weights
+    start = fit_parametric(few.params, few.tokens, noisy)
+    assert isinstance(start, ParametricFit)
+    theta, good = refit_parametric(few.params, few.tokens, noisy, weights, start)
+    wider = unshrunk(few.params, few.tokens, noisy, weights, theta[good], start)
+    assert np.isfinite(wider).all() and (wider[:, 3:] > 0).all()
+
+
+def test_only_drawn_points_are_made_good() -> None:
+    """Residuals are blown up when they are drawn, and Hoffmann's subsample is shown as narrow as it is."""
+    rows, law = _small_sweep()
+    for how in (Resample.residuals, Resample.subsample):
+        drawn = resample(rows, how, 50, 0, law)
+        theta, _ = refit_parametric(rows.params, rows.tokens, rows.loss, drawn.weights, law, shift=drawn.shift)
+        assert np.array_equal(Surface.of(rows, law, drawn).replicates.values, theta), how
+        assert not drawn.first(10).shrunk
+    drawn = resample(rows, Resample.budgets, 50, 0)
+    theta = _refits(rows, law, drawn.weights)
+    wider = Surface.of(rows, law, drawn).replicates.values
+    assert np.std(wider[:, 3]) > 1.1 * np.std(theta[:, 3])

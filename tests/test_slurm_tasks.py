@@ -83,7 +83,11 @@ def test_our_own_trainer_on_two_nodes_ends_as_on_one_device_whatever_befalls_it(
     (other,) = alone.folder.runs()
     assert other.run_id == run.run_id
     (mine,), (theirs,) = run.points().values(), other.points().values()
-    assert mine["verdict"] == "done" and mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    assert mine["verdict"] == "done" and mine["loss"] == pytest.approx(theirs["loss"], abs=0.01), "less than seeds do"
+    begin, same = (
+        [(row["step"], row["tokens"], row["train_loss"]) for row in one.metrics()[:3]] for one in (run, other)
+    )
+    assert begin == [(step, tokens, pytest.approx(loss, rel=1e-3)) for step, tokens, loss in same]
 
 
 def test_a_canary_that_dies_leaves_no_task_that_can_never_start(slurm: Cluster, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_forecast_stands_in_the_plan_and_is_the_same_again(told: Callable[...,
 
 def test_the_tables_say_what_to_drop(told: Callable[..., Answer]) -> None:
     said = told(form="table")
-    for text in ("Forecast: where 95% of fits will lie, from 200 simulated sweeps", "3 parametric", "2 isoFLOP",
+    for text in ("Forecast: the median of fits and where 95% of them will lie", "3 parametric", "2 isoFLOP",
                  "1 envelope: not fed by this design: there are no horizons", "What each budget costs, and adds",
                  "N* without it", "3e23"):  # fmt: skip
         assert text in said.out
@@ -80,6 +80,13 @@ def test_louder_losses_widen_it_and_the_fits_settings_count(told: Callable[..., 
         ratio = _half_width(loud["approaches"][name]) / _half_width(quiet["approaches"][name])
         assert ratio == pytest.approx(2, rel=0.15), name
     assert loud["noise"] == {"value": 0.004, "source": "given", "freedom": 0}
+
+
+def test_a_target_at_the_largest_budget_is_told_once(told: Callable[..., Answer]) -> None:
+    """Points miss their budgets by up to a percent."""
+    assert told("sweep.target.flops=3.003e21").json["forecast"]["targets"] == [3.003e21]
+    near, far = told("sweep.target.flops=1e22").json["forecast"]["targets"]
+    assert near == pytest.approx(3e21, rel=1e-2) and far == 1e22
 
 
 def test_horizons_feed_approach_1(told: Callable[..., Answer]) -> None:
@@ -99,6 +106,7 @@ def test_noise_and_prior_come_from_what_the_root_holds(isoflop: Command, folder:
     said = isoflop("plan", *smoke(folder, LAW, *QUICK), "format=json").json["forecast"]
     assert said["noise"]["source"] == "seeds" and said["noise"]["freedom"] == 12
     assert 0.0015 < said["noise"]["value"] < 0.005, "the trainer's is 0.003"
+    assert find_noise(Config(fit=FitConfig()), SweepFolder(folder.root, "new")).source == "seeds", "a neighbour's"
     fit = str(folder.fit)
     from_fit = isoflop("plan", *smoke(folder, f"forecast.prior={fit}", *QUICK), "format=json").json["forecast"]
     assert from_fit["prior"].startswith(f"the fit in {fit}, ")

@@ -16,10 +16,12 @@ from analysis_designs import COST, LAW
 from conftest import Answer
 from sweep_runs import ISOFLOP, Command, finals, smoke, until
 
-from analysis.config import Quantity
+from analysis.config import FitConfig, Quantity
 from analysis.planning.compare import compared
 from analysis.planning.information import Target
+from sweeps.config import Config
 from sweeps.paths import SweepFolder
+from sweeps.watch.sofar import target_line
 
 FAR = ("sweep.design=optimal", "sweep.target.flops=5.76e23")
 TENTH = (*FAR, "sweep.limit.flops=4.6e21")
@@ -127,8 +129,9 @@ def test_a_mix_of_targets_and_a_loss(plan: Callable[..., Answer]) -> None:
         ((*TENTH, "sweep.allowed.tokens=[1e13,2e13]"), "leave 0 of"),
         ((*TENTH, "sweep.allowed.params=[2,1]"), "must be two numbers, the smaller one first"),
         ((*TENTH, "sweep.excluded=[7]"), "sweep.excluded holds 7"),
+        ((*TENTH, "sweep.excluded=[c1e19-none]"), "'c1e19-none', with which none of the"),
         ((*TENTH, "sweep.pinned=[{params: 1e8}]"), "sweep.pinned holds"),
-        ((*TENTH, "sweep.target.flops=null"), "n_opt: flops=nan must be a positive finite number"),
+        ((*TENTH, "sweep.target.flops=null"), "n_opt: flops is not stated; give it flops=<number>"),
         ((*TENTH, "sweep.target.half_width=2"), "sweep.target.half_width=2 must lie between 0 and 1"),
         ((*TENTH, "sweep.target.also=[{quantity: speed}]"), "quantity is one of n_opt, exponent, loss, loss_opt"),
         ((*TENTH, "sweep.target.flops=1e80"), "the best that is possible is about sweep.target.flops="),
@@ -210,6 +213,12 @@ def test_a_sweep_goes_on_until_its_target_is_known(isoflop: Command, folder: Swe
     status = isoflop("status", *smoke(folder, *BATCHES))
     assert "precision so far: n_opt at 1e+14 FLOPs" in status.err and "wanted ±20.0%" in status.err
     reached = isoflop("suggest", *smoke(folder, *BATCHES), "format=json").json["reached"]
+    aim = Config(fit=FitConfig(replicates=20))
+    assert target_line(folder, aim) == ""  # none is stated
+    aim.sweep.target.flops, aim.sweep.target.half_width, aim.sweep.limit.flops = 1e14, 0.2, 3e12
+    told = target_line(folder, aim)
+    assert f"{reached['value']:.4g}" in told and "wanted ±20.0%" in told and "FLOPs of at most 3e+12" in told
+    assert told.endswith("as wanted") == (reached["half_width"] <= 0.2)
     truth = _n_star(1e14)
     assert reached["low"] / 1.3 < truth < reached["high"] * 1.3
     assert reached["spent_flops"] == pytest.approx(spent)

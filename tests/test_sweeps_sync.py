@@ -44,15 +44,23 @@ def test_a_sweep_mirrored_offline_is_handed_in_once_and_read_back_to_the_same_fi
     at = ["sweep=smoke", f"root={folder.root}"]
     first = isoflop("sync", *at, *TO_LAB)
     assert first.code == 0 and first.out.startswith("12 runs handed in ("), first.err
+    assert first.out.endswith("1 fits handed in, 0 were there already\n")
     assert {run.state for run in server.runs.values()} == {"finished"} and server.unknown == []
+    (fitted,) = [name for name, run in server.runs.items() if run.node()["jobType"] == "fit"]
+    assert server.runs[fitted].summary["points"] == 12
+    assert any(name.startswith(f"{fitted}/media/table/points") for name in server.files)
+    assert ("fit", "fit-smoke") in {(kind, name) for kind, name, _ in server.artifacts}
     assert all(read_mark(run)["mode"] == "online" for run in folder.runs())
     sent = server.sent
     for how in ((), ("from=runs",)):
         again = isoflop("sync", *at, *TO_LAB, *how)
-        assert again.out == "0 runs handed in (0 rows), 12 were there already\n" and server.sent == sent
+        fits = "0 fits handed in, 1 were there already\n"
+        assert again.out == f"0 runs handed in (0 rows), 12 were there already\n{fits}" and server.sent == sent
     lost = next(iter(server.runs))
     del server.runs[lost]  # by somebody, in the browser
     assert isoflop("sync", *at, *TO_LAB, "from=runs").out.startswith("1 runs handed in")
+    del server.runs[fitted]
+    assert "1 fits handed in, 0 were there already" in isoflop("sync", *at, *TO_LAB).out
     copied = tmp_path / "copied"
     for run in folder.runs():
         shutil.copytree(run.path / "wandb", copied / run.run_id, symlinks=True)

@@ -87,6 +87,12 @@ def test_before_a_fit_the_view_says_why_there_is_none(tmp_path: Path) -> None:
         assert said in shown(live_view(overview(folder, STATES, fit, fitting=fitting), width=100, rows=30))
 
 
+def test_the_view_says_how_near_the_target_is(tmp_path: Path) -> None:
+    fit = SoFar(points=12, target="n_opt at 1e+14 FLOPs: 1.5e+06, ±9.2% at 95%, wanted ±5.0%; 2e+12 FLOPs")
+    text = shown(live_view(overview(SweepFolder(tmp_path, "s"), STATES, fit), width=160, rows=40), 160)
+    assert f"target: {fit.target}" in text
+
+
 def test_a_curve_is_thinned_keeps_its_end_and_leaves_cooldowns_out(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path, "s")
     run = RunFolder(folder.path / "r")

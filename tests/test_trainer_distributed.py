@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from trainer_runs import REPOSITORY, make_run, rows, small_corpus
 
-from trainer.distributed import check_split
 from trainer.errors import UserError
 from trainer.lock import Lock
 from trainer.loop import train
 from trainer.native.build import library
+from trainer.recipe import check_split
 from trainer.runfolder import RunFolder
 
 KERNELS: list[Any] = [
@@ -83,7 +83,7 @@ def test_ranks_that_are_stopped_go_on_to_the_same_bits(tmp_path: Path) -> None:
 def test_a_batch_that_cannot_be_split_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     folder = make_run(tmp_path, small_corpus(tmp_path), sequences=5)
     with pytest.raises(UserError, match=r"optim.batch=80 is 5 sequences, which cannot be split over 2 devices evenly"):
-        check_split(folder.read_config(), 2)
+        check_split(folder.read_config().recipe, 2)
     process = launched(folder)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0 and "cannot be split over 2 devices" in errors

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,32 @@ from wandb_stand_in import KEY, StandIn, stand_in
 from analysis.ingest.wandb_files import read_attempt
 from trainer.config import TrackingConfig
 from trainer.mirror import Mirror, tell_rest, untold
+from trainer.pace import Pace, idle_seconds
 from trainer.runfolder import RunFolder
 from trainer.story import is_whole, read_mark
 
 WORKER = """
-import signal, sys
+import os, signal, sys, time
 from pathlib import Path
-from sweeps.dispatch.worker import Worker
-signals = []
+from sweeps.dispatch import worker
+from trainer import mirror
+from trainer.runfolder import RunFolder
+
+worker.BEAT_SECONDS = 0.02
+mirror.START_SECONDS, mirror.DRAIN_SECONDS = 0.0, float(os.environ.get("DRAIN", mirror.DRAIN_SECONDS))
+sweep, runs, signals = Path(sys.argv[1]), sys.argv[2:], []
 signal.signal(signal.SIGTERM, lambda number, frame: signals.append("SIGTERM"))
-Worker(Path(sys.argv[1]), sys.argv[2:], "job", 5).go(lambda: signals[0] if signals else None)
+hold = int(os.environ.get("HOLD", 10**9))
+
+def stop():
+    while not signals and len(RunFolder(sweep / runs[0]).metrics()) > hold:
+        time.sleep(0.01)
+    return signals[0] if signals else None
+
+worker.Worker(sweep, runs, "job", 5).go(stop)
 """
-LONG = {"steps": 12000, "log_every": 60, "eval_steps": (6000, 12000), "checkpoint_seconds": 0.2}
+"""With HOLD set it stands still once the first run has more than so many rows, so that a test finds it midway."""
+LONG = {"steps": 600, "log_every": 5, "eval_steps": (300, 600), "checkpoint_seconds": 0.1}
 
 
 @pytest.fixture
@@ -93,8 +108,8 @@ def test_tiny_runs_are_all_told_whole(offline: Path) -> None:
 
 def test_a_worker_that_is_killed_outright_leaves_a_mirror_that_another_one_completes(offline: Path) -> None:
     (run,) = made(offline, OFFLINE, **LONG)
-    worker = work([run])
-    until(lambda: (run.path / "wandb").is_dir() and len(run.metrics()) > 40)
+    worker = work([run], HOLD="40")
+    until(lambda: any((run.path / "wandb").glob("offline-run-*/*.wandb")) and len(run.metrics()) > 40)
     os.killpg(worker.pid, signal.SIGKILL)
     worker.communicate(timeout=60)
     assert not run.points() and not is_whole(run)
@@ -109,7 +124,7 @@ def test_a_worker_that_is_killed_outright_leaves_a_mirror_that_another_one_compl
 
 def test_killed_online_it_continues_the_same_run_and_no_row_is_sent_twice(offline: Path, server: StandIn) -> None:
     (run,) = made(offline, ONLINE, **LONG)
-    worker = work([run])
+    worker = work([run], HOLD="40")
     until(lambda: run.run_id in server.runs and len(server.runs[run.run_id].rows) > 5)
     os.killpg(worker.pid, signal.SIGKILL)
     worker.communicate(timeout=60)
@@ -125,7 +140,7 @@ def test_killed_online_it_continues_the_same_run_and_no_row_is_sent_twice(offlin
 
 def test_a_worker_that_is_asked_to_leave_says_so_and_the_run_goes_on_later(offline: Path, server: StandIn) -> None:
     (run,) = made(offline, ONLINE, **LONG)
-    worker = work([run])
+    worker = work([run], HOLD="40")
     until(lambda: run.run_id in server.runs and len(server.runs[run.run_id].rows) > 3)
     worker.send_signal(signal.SIGTERM)
     _, errors = worker.communicate(timeout=60)
@@ -136,6 +151,7 @@ def test_a_worker_that_is_asked_to_leave_says_so_and_the_run_goes_on_later(offli
 
 def test_a_mirror_that_dies_is_started_again(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.mirror.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("trainer.mirror.START_SECONDS", 0.0)
     (run,) = made(offline, OFFLINE)
     mirror = Mirror(run.path.parent)
     mirror.follow(run, run.read_config())
@@ -173,7 +189,7 @@ def test_losses_are_the_same_bits_whatever_w_and_b_does(offline: Path, server: S
             (run.path / "wandb").write_text("no folder can be made here")
         if name == "hangs":
             server.hanging.set()
-        workers[name] = (run, work([run], **environment))
+        workers[name] = (run, work([run], DRAIN="6", **environment))
     for name, (run, worker) in workers.items():
         until(lambda run=run: run.points())  # type: ignore[misc]
         _, errors = worker.communicate(timeout=100)
@@ -218,3 +234,65 @@ def test_a_mark_says_why_a_run_is_not_in_w_and_b(offline: Path) -> None:
     worker.communicate(timeout=100)
     assert "key" in read_mark(run)["failed"].lower()
     assert "failed" in json.loads((run.path / "wandb" / "mirror.json").read_text())
+
+
+# how much of the machine it takes
+
+
+def test_a_share_of_the_time_is_allowed_where_no_core_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, used, idle = [0.0], [2.0], [0.0]
+    monkeypatch.setattr("trainer.pace.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("trainer.pace.processor_seconds", lambda: used[0])
+    monkeypatch.setattr("trainer.pace.idle_seconds", lambda: idle[0])
+    pace = Pace()
+    assert pace.allows(0.01)  # what was used before does not count
+    used[0] += 0.5
+    now[0] = 10.0
+    assert not pace.allows(0.01) and pace.allows(0.06)
+    now[0] = 49.0
+    assert not pace.allows(0.01)
+    now[0] = 51.0
+    assert pace.allows(0.01)
+    idle[0], now[0], used[0] = 10.0, 61.0, 12.5  # a core stood idle, and we used it
+    assert pace.allows(0.01)
+    now[0], used[0] = 71.0, 22.5  # it is busy, with us alone
+    assert pace.allows(0.01)
+    now[0] = 81.0  # others have it
+    assert pace.allows(0.01)  # what was taken while it was free is not held against us
+    used[0] += 1.0
+    assert not pace.allows(0.01)
+
+
+def test_idle_cores_are_seen_as_the_system_tells_them() -> None:
+    if not Path("/proc/stat").exists():
+        pytest.skip("only Linux tells how long cores were idle")
+    before, began = idle_seconds(), time.monotonic()
+    time.sleep(0.3)
+    after, cores = idle_seconds(), len(os.sched_getaffinity(0))
+    assert before is not None and after is not None
+    assert -0.05 <= after - before <= cores * (time.monotonic() - began) + 0.05
+
+
+def test_where_every_core_works_a_worker_starts_its_mirror_late(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = made(offline, replace(OFFLINE, share=0.01))
+    monkeypatch.setattr("trainer.mirror.Cores.free", lambda *_: False)
+    mirror = Mirror(run.path.parent)
+    mirror.follow(run, run.read_config())
+    mirror.check()
+    assert mirror._process is None
+    mirror._began -= 119.0
+    mirror.check()
+    assert mirror._process is None
+    mirror._began -= 2.0
+    mirror.check()
+    assert mirror._process is not None
+    mirror.close()
+
+
+def test_runs_passed_over_are_told_when_there_is_room(offline: Path) -> None:
+    """Four tiny runs, and a mirror that may take next to nothing while they train: all are told at the end."""
+    runs = made(offline, replace(OFFLINE, share=1e-9), count=4)
+    worker = work(runs)
+    _, errors = worker.communicate(timeout=120)
+    assert worker.returncode == 0 and complaints(errors) == []
+    assert all(is_whole(run) and len(told(run)) == len(run.metrics()) for run in runs)

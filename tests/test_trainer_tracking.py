@@ -19,8 +19,8 @@ from trainer.runfolder import RunFolder, final_record
 from trainer.story import PATIENCE, is_whole, mark_failed, mark_whole, read_mark, story_of
 from trainer.tracking import Story, WandbRun, is_tracked, summary_of, told_row
 
-ONLINE = TrackingConfig(backend=Backend.wandb, mode=WandbMode.online, project="study", entity="lab")
-OFFLINE = TrackingConfig(backend=Backend.wandb, mode=WandbMode.offline, project="study", every_seconds=0.1)
+ONLINE = TrackingConfig(backend=Backend.wandb, mode=WandbMode.online, project="study", entity="lab", share=1.0)
+OFFLINE = TrackingConfig(backend=Backend.wandb, mode=WandbMode.offline, project="study", every_seconds=0.1, share=1.0)
 
 
 @pytest.fixture

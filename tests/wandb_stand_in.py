@@ -80,6 +80,8 @@ class StandIn:
     def __init__(self) -> None:
         self.runs: dict[str, StoredRun] = {}
         self.files: dict[str, bytes] = {}
+        self.artifacts: list[tuple[str, str, str]] = []
+        """Type, name and digest."""
         self.asked: list[str] = []
         """Operations, in their order."""
         self.projects = {"study"}
@@ -172,6 +174,12 @@ class StandIn:
     def _CreateRunFiles(self, given: dict[str, Any]) -> Any:  # noqa: N802
         files = [{"name": name, "uploadUrl": f"{self.url}/upload/{given['run']}/{name}"} for name in given["files"]]
         return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
+
+    def _CreateArtifact(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        one = given["input"]
+        self.artifacts.append((one["artifactTypeName"], one["artifactCollectionName"], one["digest"]))
+        made = {"id": str(len(self.artifacts)), "state": "COMMITTED", "artifactSequence": {"latestArtifact": None}}
+        return {"createArtifact": {"artifact": made}}  # its files are there already: the client sends none
 
     # the file stream
 

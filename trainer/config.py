@@ -206,6 +206,8 @@ class TrackingConfig:
     entity: str | None = None
     every_seconds: float = 1.0
     """Rows are handed to W&B at most this often."""
+    share: float = 0.01
+    """Of a core: what the mirror may take from training where no core is free; it catches up at the worker's end."""
 
 
 @dataclass(kw_only=True)

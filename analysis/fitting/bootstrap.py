@@ -42,13 +42,16 @@ class Resamples:
     """(replicates, n): how often each row counts."""
     shift: Floats | None = None
     """(replicates, n): what is added to each row's log loss; None for nothing."""
+    shrunk: bool = True
+    """Whether refits scatter less than those of new errors by what the design tells, which Approach 3 makes good; not
+    where residuals are laid on all points, nor for Hoffmann's subsamples, which are taken as they are."""
 
     def __len__(self) -> int:
         return len(self.weights)
 
     def first(self, count: int) -> Resamples:
         """The first ``count`` of them, or all."""
-        return Resamples(self.weights[:count], None if self.shift is None else self.shift[:count])
+        return Resamples(self.weights[:count], None if self.shift is None else self.shift[:count], self.shrunk)
 
     @property
     def leaves_out(self) -> bool:
@@ -94,13 +97,13 @@ def resample(rows: Rows, how: Resample, replicates: int, seed: int, law: Paramet
             weights = n * rng.dirichlet(np.ones(n), size=replicates)
         case Resample.subsample:
             kept = np.argsort(rng.random((replicates, n)), axis=1) < round(SUBSAMPLE * n)
-            weights = kept.astype(np.float64)
+            return Resamples(kept.astype(np.float64), shrunk=False)
         case Resample.residuals:
             if law is None:
                 raise UserError(
                     "fit.resample=residuals needs Approach 3, which these rows do not support; choose budgets."
                 )
-            return Resamples(np.ones((replicates, n)), _shifts(rng, law.residuals, law.free, replicates))
+            return Resamples(np.ones((replicates, n)), _shifts(rng, law.residuals, law.free, replicates), False)
         case _:
             groups = _groups(rows, how)
             weights = _draw(rng, int(groups.max()) + 1, replicates)[:, groups]

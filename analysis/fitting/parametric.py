@@ -147,8 +147,13 @@ def refit_parametric(
     theta = np.tile(problems.centring.inward(start.array()), (len(weights), 1))
     found = follow(problems, theta, start.delta, basis_of(start.form), stationary=WARM)
     laws = problems.centring.outward(found.theta)
-    bounded = (laws[:, :2] < LARGEST_LOG).all(axis=1)
-    return laws, bounded & ~_without(problems, found.theta).any(axis=1) & (found.gradient_norm < RESAMPLED)
+    return laws, laws_among(problems, found.theta) & (found.gradient_norm < RESAMPLED)
+
+
+def laws_among(problem: Problems, theta: Floats) -> Bools:
+    """(batch,): which of ``theta`` (batch, 5), centred, are laws: L falls with N and D, A and B stay finite."""
+    bounded = (problem.centring.outward(theta)[:, :2] < LARGEST_LOG).all(axis=1)
+    return np.asarray(bounded & ~_without(problem, theta).any(axis=1))
 
 
 def objective(law: npt.ArrayLike, params: Floats, tokens: Floats, loss: Floats, *, delta: float = 1e-3) -> float:
@@ -214,6 +219,13 @@ def _without(problem: Problems, theta: Floats) -> Bools:
     return np.asarray((exponents <= 0) | (share < math.log(NOTHING)))
 
 
+def jacobian_of(problem: Problems, theta: Floats) -> Floats:
+    """(n, 5): of the fitted log L by ``theta`` (5,), in centred coordinates."""
+    first, second, total = (term[0] for term in problem.terms(theta[None]))
+    first, second = first / total, second / total
+    return np.column_stack([first, second, 1 / total, -first * problem.x, -second * problem.y])
+
+
 def spread(problem: Problems, theta: Floats, basis: Floats) -> tuple[Floats, Floats]:
     """How residuals of variance 1 scatter theta (5,).
 
@@ -224,9 +236,7 @@ def spread(problem: Problems, theta: Floats, basis: Floats) -> tuple[Floats, Flo
     root
         (5, k): R with R R^T the covariance.
     """
-    first, second, total = (term[0] for term in problem.terms(theta[None]))
-    first, second = first / total, second / total
-    jacobian = np.column_stack([first, second, 1 / total, -first * problem.x, -second * problem.y]) @ basis
+    jacobian = jacobian_of(problem, theta) @ basis
     norm = np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
     eigenvalues, vectors = np.linalg.eigh((jacobian / norm).T @ (jacobian / norm))
     return eigenvalues, basis @ (vectors / norm[:, None] / np.sqrt(np.maximum(eigenvalues, 1e-15)))

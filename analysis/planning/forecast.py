@@ -1,9 +1,10 @@
 """What a sweep may be expected to show before it is run: simulated sweeps, refitted by the code that will fit it.
 
 Each simulated sweep has the losses of one of the prior's laws with normal noise in log L, and is fitted as configured.
-What counts is how far the fit lands from that law's own N*, D*, L* and exponents; the expected interval lays the
-quantiles of those distances about the middle law, so the prior's spread enters as the spread of truths to be measured,
-not as an error of the measurement. An estimator's bias, as Approach 2's, is in it.
+What counts is how far the fit lands from that law's own N*, D*, L* and exponents; those distances are laid about the
+middle law, so the prior's spread enters as the spread of truths to be measured, not as an error of the measurement.
+What is foretold is what fits will say: their median and quantiles. How far that median lies from the truth, as
+Approach 2's does by the parabola's bias, stands beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import FitConfig, Objective, Quantity
+from analysis.config import FitConfig, Quantity
 from analysis.fitting.bootstrap import percentile
 from analysis.fitting.curves import Curves
 from analysis.fitting.envelope import fit_envelope, refit_envelope
@@ -33,7 +34,7 @@ from analysis.fitting.values import (
     loss_of_laws,
 )
 from analysis.planning.extensions import errors_if_bent
-from analysis.planning.information import Target, huber_factor, standard_errors
+from analysis.planning.information import Target, error_factor, standard_errors
 from analysis.result import Optimum
 
 MOST_LAWS = 16
@@ -42,13 +43,26 @@ LEAST_GOOD = 0.5  # of the simulated fits: fewer give no interval
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bias:
+    """By how much the median of an approach's fits is off; NaN where too few of them know."""
+
+    a: float
+    """Of the exponent, as it is."""
+    n_opt: tuple[float, ...]
+    """At each target, of the logarithm."""
+    d_opt: tuple[float, ...]
+    loss_opt: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What one approach may be expected to give."""
+    """What one approach may be expected to give, were the prior's middle law the truth."""
 
     a: Estimate
     b: Estimate
     optima: tuple[Optimum, ...]
-    """At each target: N*, D*, L* of the middle law with the interval in which the fit's will lie."""
+    """At each target: the median N*, D*, L* of fits, with the interval in which they will lie."""
+    bias: Bias
     failed: float
     """Share of the simulated sweeps that gave no fit."""
 
@@ -56,7 +70,11 @@ class Expected:
         """As plan.json has it."""
         out: dict[str, Any] = {"a": self.a.to_dict(), "b": self.b.to_dict(), "failed": self.failed}
         for name in ("n_opt", "d_opt", "loss_opt"):
-            out[name] = [{"flops": at.budget, **getattr(at, name).to_dict()} for at in self.optima]
+            out[name] = [
+                {"flops": at.budget, **getattr(at, name).to_dict(), "bias": finite(off)}
+                for at, off in zip(self.optima, getattr(self.bias, name), strict=True)
+            ]
+        out["a"]["bias"] = finite(self.bias.a)
         return out
 
 
@@ -177,7 +195,7 @@ def forecast(
         parametric=_parametric(sweep),
         error=error,
         budgets=shares,
-        bent=errors_if_bent(params, tokens, middle, _farthest(sweep), noise, cost),
+        bent=errors_if_bent(params, tokens, middle, _farthest(sweep), noise * error_factor(config, noise), cost),
     )
 
 
@@ -232,32 +250,39 @@ class _Sweep:
         middle_a, middle_b = exponents(self.middle, self.cost)
         good = np.isfinite(a)
         enough = good.mean() >= LEAST_GOOD
-
-        def about(value: float, off: Floats) -> Estimate:
-            return percentile(value + off, value, level) if enough else Estimate(value=value)
-
-        def relative(value: float, off: Floats) -> Estimate:
-            return percentile(value * np.exp(off), value, level) if enough else Estimate(value=value)
-
         with np.errstate(invalid="ignore"):
             real = optimum(truth, self.cost, self.targets)
             off = [np.log(found / one) for found, one in zip(optima, real, strict=True)]
         values = optimum(self.middle, self.cost, self.targets)
+
+        def estimate(fits: Floats, law: float) -> Estimate:
+            return percentile(fits, finite(_median(fits)), level) if enough else Estimate(value=law)
+
+        def at_target(part: int, i: int) -> Estimate:
+            law = float(values[part][i])
+            return estimate(law * np.exp(off[part][:, i]), law)
+
+        def biases(part: int) -> tuple[float, ...]:
+            return tuple(_median(column) if enough else np.nan for column in off[part].T)
+
         return Expected(
-            a=about(float(middle_a), a - real_a),
-            b=about(float(middle_b), b - real_b),
+            a=estimate(middle_a + a - real_a, float(middle_a)),
+            b=estimate(middle_b + b - real_b, float(middle_b)),
             optima=tuple(
-                Optimum(
-                    budget=float(c),
-                    **{
-                        name: relative(float(values[part][i]), off[part][:, i])
-                        for part, name in enumerate(("n_opt", "d_opt", "loss_opt"))
-                    },
-                )
+                Optimum(budget=float(c), n_opt=at_target(0, i), d_opt=at_target(1, i), loss_opt=at_target(2, i))
                 for i, c in enumerate(self.targets)
+            ),
+            bias=Bias(
+                a=_median(a - real_a) if enough else np.nan, n_opt=biases(0), d_opt=biases(1), loss_opt=biases(2)
             ),
             failed=float(1 - good.mean()),
         )
+
+
+def _median(values: Floats) -> float:
+    """Of those that are known; NaN for none."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else np.nan
 
 
 def _parametric(sweep: _Sweep) -> Expected | Refused:
@@ -323,8 +348,7 @@ def _of_power_laws(sweep: _Sweep, values: Floats, reach: tuple[float, float], tr
 def _shares(sweep: _Sweep, laws: Floats, noise: float, spent: Floats) -> tuple[float, tuple[BudgetShare, ...]]:
     """The linearised error of log N* at the largest target, and each budget's share in cost and in that."""
     config, target = sweep.config, _farthest(sweep)
-    delta = {Objective.huber: config.delta, Objective.lad: 0.0}.get(config.objective, np.inf)
-    factor = huber_factor(delta, noise)
+    factor = error_factor(config, noise)
 
     def error(kept: Bools) -> float:
         n, d = sweep.params[kept], sweep.tokens[kept]

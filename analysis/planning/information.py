@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
-from analysis.config import Form, Quantity
+from analysis.config import FitConfig, Form, Objective, Quantity
 from analysis.fitting.optimum import exponents, optimum
 from analysis.fitting.parametric import basis_of
 from analysis.fitting.values import Cost, Floats, loss_of_laws
@@ -44,6 +44,8 @@ class Target:
         names = {Quantity.exponent: (), Quantity.loss: ("params", "tokens")}.get(self.quantity, ("flops",))
         for name in (*names, "weight"):
             value = getattr(self, name)
+            if math.isnan(value):
+                raise UserError(f"target {self.quantity.value}: {name} is not stated; give it {name}=<number>.")
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"target {self.quantity.value}: {name}={value:g} must be a positive finite number.")
 
@@ -146,6 +148,12 @@ def huber_factor(delta: float, noise: float) -> float:
         return math.sqrt(math.pi / 2)
     density = math.exp(-k * k / 2) / math.sqrt(2 * math.pi)
     return math.sqrt(inside - 2 * k * density + k * k * (1 - inside)) / inside
+
+
+def error_factor(config: FitConfig, noise: float) -> float:
+    """:func:`huber_factor` of a fit's objective."""
+    delta = {Objective.huber: config.delta, Objective.lad: 0.0}.get(config.objective, math.inf)
+    return huber_factor(delta, max(noise, 1e-12))
 
 
 def variances(rows: Floats, aims: Floats) -> Floats:

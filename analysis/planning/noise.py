@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import chdtrc
+from scipy.special import chdtrc, fdtrc
 
 from analysis.fitting.values import Floats, Ints, ParametricFit, loss_of_laws
 from trainer.errors import UserError
@@ -13,6 +13,8 @@ from trainer.errors import UserError
 NORMAL = 1.4826  # sd of normal errors over their median size
 LEAST_FREEDOM = 5  # of replicates, to believe them rather than residuals
 SMALL = 0.01  # in log loss: a law so near the results is good enough to plan by
+MISSED = 0.01
+"""The chance of residuals so large, did the form hold, below which they count rather than the seeds' scatter."""
 CONTRADICTED = 1e-3
 """The chance of results so far off, were the law true, below which it is said to contradict them."""
 
@@ -25,7 +27,7 @@ class Noise:
     freedom: int
     """Degrees of freedom: a standard error of about value / sqrt(2 freedom)."""
     source: str
-    """``seeds`` or ``residuals``."""
+    """``seeds``, ``residuals``, or what else to say of it."""
 
 
 def estimate_noise(params: Floats, tokens: Floats, loss: Floats, fit: ParametricFit | None = None) -> Noise:
@@ -50,6 +52,22 @@ def estimate_noise(params: Floats, tokens: Floats, loss: Floats, fit: Parametric
     if fit is None or spare < 1:
         raise UserError(f"The noise cannot be told from {len(loss)} result(s) without replicates; state it instead.")
     return Noise(value=robust_scale(fit.residuals, 5), freedom=spare, source="residuals")
+
+
+def with_misfit(noise: Noise, fit: ParametricFit) -> Noise:
+    """The noise that a fit of the same points has to live with: of seeds, unless the fit misses by surely more.
+
+    The precision that a sweep reaches is measured by its residuals, so a plan that trusted its seeds alone would
+    promise more than any fit of that form can keep.
+    """
+    spare = len(fit.residuals) - fit.free
+    if spare < 1:
+        return noise
+    left = float(np.sqrt(np.sum(fit.residuals**2) / spare))
+    if noise.freedom < 1 or fdtrc(spare, noise.freedom, (left / noise.value) ** 2) >= MISSED:
+        return noise
+    source = f"residuals: the law misses the points by more than seeds differ, {noise.value:.2g}"
+    return Noise(value=left, freedom=spare, source=source)
 
 
 def robust_scale(residuals: Floats, fitted: int) -> float:

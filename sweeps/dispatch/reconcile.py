@@ -250,9 +250,9 @@ def _check_devices(config: Config, missing: Sequence[PlannedPoint]) -> None:
                 f"device.together={together} runs like {point.point_id} need {point.memory_gb * together:.3g} GB, but "
                 f"device.memory_gb={config.device.memory_gb:g}; lower device.together."
             )
-        if config.trainer.command is None and point.memory_gb / point.devices > config.device.memory_gb:
+        if config.trainer.command is None and point.devices > config.device.per_run:
             raise UserError(
                 f"device.memory_gb={config.device.memory_gb:g} cannot hold {point.point_id}, which needs "
-                f"{point.memory_gb / point.devices:.3g} GB on every device; choose a larger device=, smaller sizes, or "
-                "an external trainer with trainer.command=."
+                f"{point.memory_gb / config.device.per_run:.3g} GB on every device; choose a larger device=, smaller "
+                "sizes, or an external trainer with trainer.command=."
             )

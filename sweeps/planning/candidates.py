@@ -151,6 +151,11 @@ def allowed(config: Config, pool: Pool) -> Bools:
     for entry in config.sweep.excluded:
         if isinstance(entry, str):
             named = np.array([one.startswith(entry) for one in ids])
+            if not named.any():
+                raise UserError(
+                    f"sweep.excluded holds {entry!r}, with which none of the {len(ids)} candidates' ids begins; they "
+                    f"look like {ids[0]}."
+                )
         elif isinstance(entry, dict) and entry.keys() <= {"params", "tokens"} and entry:
             named = np.ones(len(pool), dtype=np.bool_)
             for name, values in entry.items():

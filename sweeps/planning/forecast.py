@@ -23,6 +23,8 @@ from trainer.shape import ParamCount, Shape
 
 FURTHER = (1.0, 10.0, 100.0)
 """Times the largest budget: where optima are foretold unless ``forecast.targets`` or ``sweep.target`` says."""
+SAME = 0.01
+"""C that differ by less are one: points miss their budget by a little."""
 LEAST_REPLICATES = 100
 
 
@@ -73,7 +75,8 @@ def foretell(config: Config, plan: Plan, folder: SweepFolder) -> Outlook:
         raise UserError(f"forecast.replicates={config.forecast.replicates} must be {LEAST_REPLICATES} or more.")
     targets = [factor * float(flops.max()) for factor in FURTHER]
     if config.sweep.target.flops is not None:
-        targets = sorted({targets[0], config.sweep.target.flops})
+        aim = config.sweep.target.flops
+        targets = [aim] if abs(targets[0] / aim - 1) < SAME else sorted([targets[0], aim])
     if config.forecast.targets:
         targets = sorted(numbers("forecast.targets", config.forecast.targets))
     told = forecast(

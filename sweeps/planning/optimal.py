@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config import Objective, Quantity
+from analysis.config import Quantity
 from analysis.fitting.optimum import optimum
 from analysis.fitting.values import Bools, Cost, Floats
 from analysis.planning.candidates import Candidates
 from analysis.planning.information import Target as Aim
-from analysis.planning.information import huber_factor, standard_errors
+from analysis.planning.information import error_factor, standard_errors
 from analysis.planning.noise import Noise, contradiction
 from analysis.planning.optimal import Constraints, optimal_design
 from analysis.planning.optimal import Design as Solution
@@ -380,7 +380,6 @@ def _batch(bench: Workbench, ask: _Question, pool: Pool, solution: Solution, spe
             )
         )
     fit, noise = bench.config.fit, ask.noise.value
-    delta = {Objective.huber: fit.delta, Objective.lad: 0.0}.get(fit.objective, math.inf)
     facts = {
         "spent": solution.spent,
         "spent_before": spent,
@@ -389,7 +388,7 @@ def _batch(bench: Workbench, ask: _Question, pool: Pool, solution: Solution, spe
         "runs": solution.runs,
         "candidates": len(pool),
         "targets": [aim.quantity.value for aim in ask.aims],
-        "errors": [float(error) * huber_factor(delta, noise) for error in solution.errors],
+        "errors": [float(error) * error_factor(fit, noise) for error in solution.errors],
         "efficiency": solution.efficiency,
         "prior": ask.prior.source,
         "noise": {"value": noise, "source": ask.noise.source},

@@ -118,7 +118,6 @@ def _planned_point(
     share = horizon.own / recipe.updates
     hours = share * total_seconds(run, experience.flops_per_second(recipe, device)) / 3600
     memory_gb = memory_of(run, experience, device.per_run) / 1e9
-    fitting = math.ceil(memory_gb / device.memory_gb) if recipe.command is not None else 1  # that may split a model
     return PlannedPoint(
         horizon=horizon,
         run=run,
@@ -127,7 +126,7 @@ def _planned_point(
         hours=hours,
         price=hours * device.price_per_hour,
         memory_gb=memory_gb * device.per_run,
-        devices=max(fitting, device.per_run),
+        devices=max(math.ceil(memory_gb / device.memory_gb), device.per_run),
     )
 
 

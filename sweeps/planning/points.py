@@ -28,7 +28,7 @@ class PlannedPoint:
     """Achieved over asked FLOPs, minus 1."""
     predicted_loss: float | None
     devices: int
-    """That the run has."""
+    """That the run has; where they are more than ``device.per_run``, those that can hold it only together."""
     hours: float
     """Device-hours: those of its own updates, where it shares a trunk."""
     price: float

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from analysis.config import FitConfig, Objective, Quantity
+from analysis.config import FitConfig, Quantity
 from analysis.fitting.bootstrap import percentile
 from analysis.fitting.optimum import fit_cost
 from analysis.fitting.parametric import fit_parametric, refit_parametric
 from analysis.fitting.values import Floats, ParametricFit
-from analysis.planning.information import Target, huber_factor, variances
+from analysis.planning.information import Target, error_factor, variances
 from analysis.planning.information import jacobian as rows_of
 from analysis.planning.lackoffit import lack_of_fit
 from analysis.text import error_text
@@ -134,8 +134,7 @@ def _linearised(rows: Results, fit: ParametricFit, target: Target, config: FitCo
     if spare < 1:
         return math.inf
     noise = math.sqrt(float(np.sum(fit.residuals**2)) / spare)
-    delta = {Objective.huber: config.delta, Objective.lad: 0.0}.get(config.objective, math.inf)
     law = fit.array()[None]
     aim = target.gradient(law, fit_cost(rows.params, rows.tokens, rows.flops))
     error = noise * math.sqrt(float(variances(rows_of(law, rows.params, rows.tokens)[0], aim)[0]))
-    return float(stdtrit(spare, (1 + config.level) / 2)) * error * huber_factor(delta, max(noise, 1e-12))
+    return float(stdtrit(spare, (1 + config.level) / 2)) * error * error_factor(config, noise)

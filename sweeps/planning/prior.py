@@ -15,7 +15,7 @@ from analysis.fitting.parametric import LEAST_SCATTER, fit_parametric, refit_par
 from analysis.fitting.values import Cost, Floats, ParametricFit, Refused
 from analysis.laws.forms import Law, SurfaceLaw
 from analysis.laws.law import find_law, law_from_config
-from analysis.planning.noise import LEAST_FREEDOM, Noise, estimate_noise, pure_error
+from analysis.planning.noise import LEAST_FREEDOM, Noise, estimate_noise, pure_error, with_misfit
 from analysis.store import read_fit
 from sweeps.app import config_dirs
 from sweeps.config import CentreConfig, Config
@@ -116,7 +116,8 @@ def find_noise(config: Config, folder: SweepFolder) -> Noise:
     for scope in (sweeps[:1], sweeps):
         pooled = _of_seeds(read_results(scope, config.fit.params))
         if pooled is not None:
-            return pooled
+            law = _law_of(read_results([folder], config.fit.params).largest_family(), config.fit)
+            return with_misfit(pooled, law) if isinstance(law, ParametricFit) else pooled
     for scope in (sweeps[:1], sweeps):
         rows = read_results(scope, config.fit.params).largest_family()
         law = _law_of(rows, config.fit)

@@ -129,7 +129,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("cluster.memory_gb", "cluster.max_hours"), NULL_OR_POSITIVE),
     **dict.fromkeys(("optim.lr_width_power", "optim.lr_batch_power"), FINITE),
     **dict.fromkeys(("optim.beta1", "optim.beta2", "schedule.warmup"), BELOW_ONE),
-    **dict.fromkeys(("schedule.cooldown", "device.utilisation"), SHARE),
+    **dict.fromkeys(("schedule.cooldown", "device.utilisation", "tracking.share"), SHARE),
     "schedule.final": ("in [0, 1]", lambda value: 0 <= value <= 1),
     **dict.fromkeys(("data.sequence", "data.eval_windows", "trainer.rows", "trainer.threads"), ONE_OR_MORE),
     "limits.lost_attempts": ONE_OR_MORE,

@@ -7,7 +7,7 @@ import math
 from rich.markup import escape
 
 from analysis.fitting.values import Refused
-from analysis.text import SHORT_TITLES, count_text, error_text, estimate_text, flops_text
+from analysis.text import SHORT_TITLES, bias_text, count_text, error_text, estimate_text, flops_text
 from sweeps.planning.forecast import Outlook
 from sweeps.terminal import say, seconds, stdout, table
 
@@ -27,17 +27,18 @@ def show_forecast(outlook: Outlook) -> None:
 
 def _approaches(outlook: Outlook) -> None:
     told = outlook.told
-    shown = table("<approach", "<a: N* ~ C^a", "<b: D* ~ C^b", "C", "<N*", "<D*", "<loss",
-                  title=f"Forecast: where {100 * told.level:g}% of fits will lie, from {told.replicates} simulated "
-                  f"sweeps; N counts {outlook.prior.params.value.replace('_', '-')} parameters")  # fmt: skip
+    shown = table("<approach", "<a: N* ~ C^a", "<b: D* ~ C^b", "C", "<N*", "<D*", "<loss", "<N* off by", "<loss off by",
+                  title=f"Forecast: the median of fits and where {100 * told.level:g}% of them will lie, from "
+                  f"{told.replicates} simulated sweeps, and by how much the median is off; N counts "
+                  f"{outlook.prior.params.value.replace('_', '-')} parameters")  # fmt: skip
     for name, found in told.approaches.items():
         if isinstance(found, Refused):
             continue
         exponents = [estimate_text(found.a), estimate_text(found.b)]
-        for at in found.optima:
+        for at, *off in zip(found.optima, found.bias.n_opt, found.bias.loss_opt, strict=True):
             loss = estimate_text(at.loss_opt, SHORT_LOSS) if outlook.prior.level_known else "–"
             cells = [estimate_text(one, count_text) for one in (at.n_opt, at.d_opt)]
-            shown.add_row(SHORT_TITLES[name], *exponents, flops_text(at.budget), *cells, loss)
+            shown.add_row(SHORT_TITLES[name], *exponents, flops_text(at.budget), *cells, loss, *map(bias_text, off))
             exponents = ["", ""]
     stdout().print(shown)
     for name, found in told.approaches.items():

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from analysis.config import FitConfig
 from analysis.text import count_text, flops_text
+from sweeps.config import Config
 from sweeps.dispatch.state import PointState, State
 from sweeps.paths import SweepFolder
 from sweeps.render.status import COLOURS, WIDE, print_changes, summary_line
@@ -104,24 +104,24 @@ def _fit(fit: SoFar | None, *, fitting: bool) -> Iterator[RenderableType]:
         for line in fit.lines:
             shown.add_row(line.approach, line.a, line.b, escape(line.remark))
         yield shown
+    if fit is not None and fit.target:
+        yield Text(f"target: {fit.target}")
 
 
 @contextmanager
-def live_overview(
-    folder: SweepFolder, config: FitConfig, price_per_hour: float = 0.0
-) -> Iterator[Callable[[Sequence[PointState]], None]]:
+def live_overview(folder: SweepFolder, config: Config) -> Iterator[Callable[[Sequence[PointState]], None]]:
     """The view on stderr, redrawn in place; without a terminal, the summary line whenever a point changes state."""
     console = stderr()
     if not console.is_terminal:
         yield print_changes(console)
         return
-    fits = FitSoFar(folder, config)
+    fits, price = FitSoFar(folder, config.fit, config), config.device.price_per_hour
     try:
         with Live(console=console, auto_refresh=False) as display:
 
             def show(states: Sequence[PointState]) -> None:
                 fit = fits.of(states)
-                seen = overview(folder, states, fit, fitting=fits.busy, price_per_hour=price_per_hour)
+                seen = overview(folder, states, fit, fitting=fits.busy, price_per_hour=price)
                 display.update(live_view(seen, width=console.width, rows=console.height), refresh=True)
 
             yield show

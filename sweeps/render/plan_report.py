@@ -11,9 +11,9 @@ from analysis.config import Quantity
 from analysis.fitting.optimum import fit_cost
 from analysis.fitting.values import Floats, Refused
 from analysis.planning.compare import Curve, compared
-from analysis.planning.information import Target, standard_errors
+from analysis.planning.information import Target, error_factor, standard_errors
 from analysis.report.plan import PlanPicture, write_plan_report
-from analysis.text import SHORT_TITLES, count_text, error_text, estimate_text, flops_text
+from analysis.text import SHORT_TITLES, bias_text, count_text, error_text, estimate_text, flops_text
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
 from sweeps.planning.forecast import Outlook, columns
@@ -34,6 +34,7 @@ def write_pictures(config: Config, plan: Plan, outlook: Outlook, folder: SweepFo
     if plan.design is not None:
         target = aims_of(config.sweep.target)[0]
     laws, noise = outlook.prior.laws, outlook.noise.value
+    noise *= error_factor(config.fit, noise)  # errors of the fit that there will be are in proportion
     few = laws[np.unique(np.linspace(0, len(laws) - 1, FEW_LAWS).astype(int))]
     own = float(standard_errors(params, tokens, few, (target,), noise, cost)[0])
     curves = [Curve("this plan", np.array([sum(point.flops_spent for point in points)]), np.array([own]))]
@@ -94,12 +95,13 @@ def _expected(outlook: Outlook) -> tuple[str, Sequence[str], Sequence[Sequence[s
     for name, found in outlook.told.approaches.items():
         if isinstance(found, Refused):
             continue
-        for at in found.optima:
+        for at, *off in zip(found.optima, found.bias.n_opt, found.bias.loss_opt, strict=True):
             sizes = (estimate_text(one, count_text) for one in (at.n_opt, at.d_opt))
             loss = estimate_text(at.loss_opt, "{:.4g}".format) if outlook.prior.level_known else "–"
-            rows.append((SHORT_TITLES[name], estimate_text(found.a), flops_text(at.budget), *sizes, loss))
-    head = ("Approach", "a", "C", "N*", "D*", "L*")
-    return f"Intervals to expect, {100 * outlook.told.level:g} %", head, rows, "lrrrrr"
+            start = (SHORT_TITLES[name], estimate_text(found.a), flops_text(at.budget))
+            rows.append((*start, *sizes, loss, *map(bias_text, off)))
+    head = ("Approach", "a", "C", "N*", "D*", "L*", "N* off by", "L* off by")
+    return f"Medians and intervals to expect, {100 * outlook.told.level:g} %", head, rows, "lrrrrrrr"
 
 
 def _budgets(outlook: Outlook) -> tuple[str, Sequence[str], Sequence[Sequence[str]], str]:

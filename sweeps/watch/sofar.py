@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from analysis.config import FitConfig
+from sweeps.config import Config
 from sweeps.dispatch.state import PointState, State
 from sweeps.paths import SweepFolder
 from trainer.errors import UserError
@@ -40,10 +41,18 @@ class SoFar:
     lines: Sequence[Line] = ()
     refused: str = ""
     """Why there is no fit at all."""
+    target: str = ""
+    """How precisely they tell the sweep's target, against what is wanted and the cost limit; empty without one."""
 
 
-def fit_so_far(folder: SweepFolder, config: FitConfig) -> SoFar:
-    """Fit the done points of a sweep, quickly: few replicates, and only what is looked at."""
+def fit_so_far(folder: SweepFolder, config: FitConfig, aim: Config | None = None) -> SoFar:
+    """Fit the done points of a sweep, quickly: few replicates, and only what is looked at.
+
+    Parameters
+    ----------
+    aim
+        Whose ``sweep.target`` and ``sweep.limit`` are told of, if it states a target.
+    """
     from analysis.fit import fit_tables
     from analysis.fitting.values import Refused
     from analysis.result import Approach
@@ -64,14 +73,29 @@ def fit_so_far(folder: SweepFolder, config: FitConfig) -> SoFar:
         else:
             a, b = estimate_text(found.a), estimate_text(found.b)
             lines.append(Line(approach=SHORT_TITLES[name], a=a, b=b, remark=found.remark))
-    return SoFar(points=len(fit.primary.rows), lines=lines)
+    return SoFar(points=len(fit.primary.rows), lines=lines, target="" if aim is None else target_line(folder, aim))
+
+
+def target_line(folder: SweepFolder, config: Config) -> str:
+    """How precisely the done points tell the target; empty where the sweep states none."""
+    from sweeps.planning.precision import precision_so_far
+
+    target, limit = config.sweep.target, config.sweep.limit
+    if target.flops is None and target.params is None and target.half_width is None:
+        return ""
+    reached = precision_so_far(config, folder)
+    if reached is None:
+        return "the points tell no law of the target yet"
+    cost = f" of at most {limit.flops:.3g}" if limit.flops is not None else ""
+    hours = f", at most {limit.device_hours:g} device hours" if limit.device_hours is not None else ""
+    return f"{reached.text}{cost}{hours}" + (": as wanted" if reached.enough else "")
 
 
 class FitSoFar:
     """Keeps a fit as fresh as the set of done points; asking never waits."""
 
-    def __init__(self, folder: SweepFolder, config: FitConfig) -> None:
-        self._folder, self._config = folder, config
+    def __init__(self, folder: SweepFolder, config: FitConfig, aim: Config | None = None) -> None:
+        self._asked = (folder, config, aim)
         self._begun: frozenset[tuple[str, float | None]] = frozenset()
         self._coming: subprocess.Popen[bytes] | None = None
         self._newest: SoFar | None = None
@@ -104,7 +128,7 @@ class FitSoFar:
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, start_new_session=True)
         assert process.stdin is not None
         with suppress(OSError):
-            process.stdin.write(pickle.dumps((self._folder, self._config)))
+            process.stdin.write(pickle.dumps(self._asked))
             process.stdin.close()
         return process
 
@@ -123,10 +147,10 @@ def _answer(process: subprocess.Popen[bytes]) -> SoFar:
 def main() -> None:
     """Fit what standard input names, and leave the answer on standard output."""
     os.nice(NICE)
-    folder, config = pickle.load(sys.stdin.buffer)
+    folder, config, aim = pickle.load(sys.stdin.buffer)
     from sweeps.watch import sofar  # by its own name, which the pickle carries
 
-    sys.stdout.buffer.write(pickle.dumps(sofar.fit_so_far(folder, config)))
+    sys.stdout.buffer.write(pickle.dumps(sofar.fit_so_far(folder, config, aim)))
 
 
 if __name__ == "__main__":

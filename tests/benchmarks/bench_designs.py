@@ -44,6 +44,7 @@ from analysis.fitting.bootstrap import resample
 from analysis.fitting.isoflop import group_budgets
 from analysis.fitting.optimum import fit_cost, optimum
 from analysis.fitting.parametric import fit_parametric, refit_parametric
+from analysis.fitting.unshrunk import unshrunk
 from analysis.fitting.values import Cost, Floats, ParametricFit, Rows, loss_of_laws
 from analysis.planning.candidates import Candidates
 from analysis.planning.extensions import errors_if_bent, interval_if_bent
@@ -57,6 +58,8 @@ TOTAL = 5.106e22
 LEVEL = 0.9
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 BOOTSTRAPS = 200
+MANY = 8000
+"""Simulated sweeps whose refits tell a standard error within 1 %: without resamples they cost little."""
 Points = tuple[Floats, Floats]
 
 
@@ -93,9 +96,11 @@ def designs() -> Iterator[tuple[str, float, Points, float, int]]:
         yield name, share, (those.params[at], those.tokens[at]), design.efficiency, len(design.reserved)
 
 
-def simulated(points: Points, log_loss: Floats, objective: Objective, sweeps: int) -> tuple[Floats, Floats, Floats]:
+def simulated(
+    points: Points, log_loss: Floats, objective: Objective, sweeps: int, seed: int = 0
+) -> tuple[Floats, Floats, Floats]:
     """Refits of simulated sweeps: theta, errors of log N* against Epoch's law, and the noise."""
-    noise = NOISE * np.random.default_rng(0).standard_normal((sweeps, len(points[0])))
+    noise = NOISE * np.random.default_rng(seed).standard_normal((sweeps, len(points[0])))
     start = fit_parametric(*points, np.exp(log_loss), objective=objective)
     assert isinstance(start, ParametricFit)
     theta, good = refit_parametric(*points, np.exp(log_loss), np.ones_like(noise), start, shift=noise)
@@ -115,21 +120,24 @@ def covered(
     for law, error in zip(theta, noise, strict=True):
         near = replace(start, **dict(zip(("log_A", "log_B", "log_E", "alpha", "beta"), map(float, law), strict=True)))
         many, good = refit_parametric(*points, np.exp(log_loss + error), weights, near)
-        low, high = np.quantile(np.log(optimum(many[good], COST, FAR)[0]), TAILS)
+        many = unshrunk(*points, np.exp(log_loss + error), weights, many[good], near)
+        low, high = np.quantile(np.log(optimum(many, COST, FAR)[0]), TAILS)
         hits += low <= truth <= high
     return hits / len(theta)
 
 
 def example(sweeps: int) -> None:
     truth = float(np.log(optimum(LAW, COST, FAR)[0]))
-    print(f"\nThe worked example: errors of log N*, {sweeps} simulated sweeps; cover: of nominal {LEVEL:.0%} intervals")
+    print(f"\nThe worked example: errors of log N*, refits of {MANY} simulated sweeps;")
+    print(f"cover: of nominal {LEVEL:.0%} intervals, {BOOTSTRAPS} resamples of each of {sweeps} sweeps")
     print("window             FLOPs runs resv  effic | linear  refits    bias  cover | huber: linear  refits  cover")
     for name, share, points, efficiency, reserved in designs():
         log_loss = formed(*points)
         linear = standard_errors(*points, LAW[None], N_OPT, NOISE, COST)[0]
         cells = []
         for objective in (Objective.squared, Objective.huber):
-            theta, found, noise = simulated(points, log_loss, objective, sweeps)
+            theta, _, noise = simulated(points, log_loss, objective, sweeps)
+            found = simulated(points, log_loss, objective, MANY, seed=1)[1]
             cells.append((found.std(), found.mean() - truth, covered(points, log_loss, theta, noise, objective, truth)))
         (least, bias, cover), (robust, _, other) = cells
         print(
@@ -228,42 +236,91 @@ def real(folder: Path, subsets: int = 200) -> None:
     """A fifth of the FLOPs of what was really trained: chosen at once by Epoch's law, or in batches by what was seen.
 
     Each choice is judged by two intervals: where the fit lies if the form holds (drawn points), and if it may bend in
-    any one way (:func:`interval_if_bent`); random subsets of the same FLOPs by the same two.
+    any one way (:func:`interval_if_bent`); random subsets of the same FLOPs by the same two. The one that counts is
+    marked: the second where the fit of the chosen points warns that the form fails. Widths over random's are held
+    against the least that any subset of these FLOPs could have, by the continuous design for the full data's law.
     """
     print("\nReal data: at most 20 % of the FLOPs; N* and L* at the largest C; nominal 90 % intervals")
     print("set              choice, window      rows chosen | N*: full, interval | L*: full, interval | over random's")
+    score: dict[tuple[str, float | None], list[tuple[bool, bool, float, float]]] = {}
     for name, n, d, c, loss in real_sets(folder):
         cost, far = fit_cost(n, d, c), float(c.max())
         full = fit_parametric(n, d, loss)
         assert isinstance(full, ParametricFit)
         goal = [float(x) for x in optimum(full.array(), cost, far)]
-        typical = _random_widths(n, d, c, loss, cost, far, subsets)
-        for how, window in (
-            ("at once", 10.0),
-            ("at once", None),
-            ("batches", 10.0),
-            ("batches", 30.0),
-            ("batches", None),
-        ):
+        drawn = _random_subsets(c, subsets)
+        typical = _random_widths(n, d, c, loss, cost, far, drawn)
+        least, everything = _least_widths(n, d, c, full, cost, far, drawn)
+        print(
+            f"{name:16s} widths over random's, by the full law: any fifth N* {least[0]:.2f} L* {least[1]:.2f} or "
+            f"more, all rows N* {everything[0]:.2f} L* {everything[1]:.2f}; "
+            f"its form: {lack_of_fit(n, d, loss, full).where or 'holds'}"
+        )
+        for how, window in (("at once", 10.0), ("at once", None), ("batches", 10.0), ("batches", None)):
             label = f"{name:16s} {how:8s} {window or 'none':>4}"
             try:
                 chosen = _chosen(n, d, c, loss, cost, far, how, window)
             except UserError as error:
                 print(f"{label}   | {error}")
                 continue
+            verdict = _verdict(n, d, loss, chosen)
             for kind, typically in zip(("if it holds", "if it bends"), typical, strict=True):
+                counts = (kind == "if it bends") == bool(verdict)
                 ends = _ends(n, d, c, loss, chosen, cost, far, kind)
-                start = f"{label} {kind} {len(n):5d} {len(chosen):5d}"
+                start = f"{label} {kind}{'*' if counts else ' '} {len(n):4d} {len(chosen):5d}"
                 if ends is None:
                     print(f"{start} | no interval: the points support no law, or few resamples do")
                     continue
+                inside = [low <= value <= high for value, (low, high) in zip((goal[0], goal[2]), ends, strict=True)]
                 told = [
-                    f"{value:9.4g} {low:.4g}-{high:.4g} {'in ' if low <= value <= high else 'OUT'}"
-                    for value, (low, high) in zip((goal[0], goal[2]), ends, strict=True)
+                    f"{value:9.4g} {low:.4g}-{high:.4g} {'in ' if there else 'OUT'}"
+                    for value, (low, high), there in zip((goal[0], goal[2]), ends, inside, strict=True)
                 ]
                 ratio = [np.log(high / low) / width for (low, high), width in zip(ends, typically, strict=True)]
                 print(f"{start} | {told[0]} | {told[1]} | N* {ratio[0]:.2f} L* {ratio[1]:.2f}", flush=True)
-            print(f"{label} the fit of the chosen points: {_verdict(n, d, loss, chosen)}", flush=True)
+                if counts:
+                    score.setdefault((how, window), []).append((inside[0], inside[1], ratio[0], ratio[1]))
+            print(f"{label} the fit of the chosen points: {verdict or 'no warning'}", flush=True)
+    for (how, window), each in score.items():
+        sizes, losses, *ratios = zip(*each, strict=True)
+        print(
+            f"{how:8s} {window or 'none':>4}, of {len(each)} sets: N* inside {sum(sizes)}, L* inside {sum(losses)}; "
+            f"at most half of random's width: N* {sum(r <= 0.5 for r in ratios[0])}, "
+            f"L* {sum(r <= 0.5 for r in ratios[1])}"
+        )
+
+
+def _random_subsets(c: Floats, subsets: int) -> list[np.ndarray]:
+    """Rows of random points within a fifth of the FLOPs, whatever still fits."""
+    rng, out = np.random.default_rng(0), []
+    for _ in range(subsets):
+        kept, spent = [], 0.0
+        for i in rng.permutation(len(c)):
+            if spent + c[i] <= 0.2 * c.sum():
+                kept.append(i)
+                spent += c[i]
+        out.append(np.array(kept))
+    return out
+
+
+def _least_widths(
+    n: Floats, d: Floats, c: Floats, full: ParametricFit, cost: Cost, far: float, drawn: list[np.ndarray]
+) -> tuple[list[float], list[float]]:
+    """Standard errors of N* and L* over the random subsets' median: a bound for any fifth, and those of all rows.
+
+    Equal noise, linearised; the bound is certified, so no choice within a fifth of the FLOPs has a lower one.
+    """
+    those, law = Candidates(params=n, tokens=d, flops=c, price=c), full.array()[None]
+    noise = float(np.sqrt(np.sum(full.residuals**2) / (len(n) - 5)))
+    least, everything = [], []
+    for quantity in (Quantity.n_opt, Quantity.loss_opt):
+        target = (Target(quantity=quantity, flops=far),)
+        typical = np.median([standard_errors(n[at], d[at], law, target, noise, cost)[0] for at in drawn])
+        free = Constraints(window=None, reserved=0)
+        best = optimal_design(those, law, target, noise, cost, 0.2 * c.sum(), free)
+        least.append(float(np.sqrt(best.bound) / typical))
+        everything.append(float(standard_errors(n, d, law, target, noise, cost)[0] / typical))
+    return least, everything
 
 
 def _chosen(
@@ -271,44 +328,47 @@ def _chosen(
 ) -> np.ndarray:
     """Rows of a fifth of the FLOPs; in batches the law and the noise are those of what was chosen before."""
     those, total = Candidates(params=n, tokens=d, flops=c, price=c), float(c.sum())
-    target = (replace(N_OPT[0], flops=far), Target(quantity=Quantity.loss_opt, flops=far, weight=100.0))
     limits = Constraints(window=window)
     if how == "at once":
-        return optimal_design(those, LAW[None], target, NOISE, cost, 0.2 * total, limits).indices
+        aims = _both(n, d, LAW[None], cost, far)
+        return optimal_design(those, LAW[None], aims, NOISE, cost, 0.2 * total, limits).indices
     chosen = _cheapest(c, 0.02)
     for share in (0.05, 0.1, 0.2):
         pinned = np.zeros(len(n), dtype=np.int64)
         pinned[chosen] = 1
         laws, noise = _prior(n, d, loss, chosen)
         try:
-            chosen = optimal_design(those, laws, target, noise, cost, share * total, limits, pinned=pinned).indices
+            aims = _both(n, d, laws, cost, far)
+            chosen = optimal_design(those, laws, aims, noise, cost, share * total, limits, pinned=pinned).indices
         except UserError:
             if share == 0.2:
                 raise
     return chosen
 
 
+def _both(n: Floats, d: Floats, laws: Floats, cost: Cost, far: float) -> tuple[Target, Target]:
+    """N* and L*, weighted so that what all the rows leave open of each counts alike."""
+    size, loss = (Target(quantity=quantity, flops=far) for quantity in (Quantity.n_opt, Quantity.loss_opt))
+    errors = standard_errors(n, d, laws[:: max(1, len(laws) // 16)], (size, loss), 1.0, cost)
+    return size, replace(loss, weight=float((errors[0] / errors[1]) ** 2))
+
+
 def _verdict(n: Floats, d: Floats, loss: Floats, at: np.ndarray) -> str:
-    """Whether the fit of the chosen points warns that the form fails."""
+    """How the form fails, by the fit of the chosen points; empty where it does not warn."""
     fit = fit_parametric(n[at], d[at], loss[at])
     assert isinstance(fit, ParametricFit)
-    return lack_of_fit(n[at], d[at], loss[at], fit).where or "no warning"
+    return lack_of_fit(n[at], d[at], loss[at], fit).where
 
 
 def _random_widths(
-    n: Floats, d: Floats, c: Floats, loss: Floats, cost: Cost, far: float, subsets: int
+    n: Floats, d: Floats, c: Floats, loss: Floats, cost: Cost, far: float, drawn: list[np.ndarray]
 ) -> list[list[float]]:
-    """Median log widths of both kinds of intervals of N* and L* from random points of a fifth of the FLOPs."""
-    rng, widths = np.random.default_rng(0), []
-    for _ in range(subsets):
-        kept, spent = [], 0.0
-        for i in rng.permutation(len(n)):  # whatever still fits
-            if spent + c[i] <= 0.2 * c.sum():
-                kept.append(i)
-                spent += c[i]
+    """Median log widths of both kinds of intervals of N* and L* from random points; infinite where they tell none."""
+    widths = []
+    for kept in drawn:
         each = []
         for kind in ("if it holds", "if it bends"):
-            found = _ends(n, d, c, loss, np.array(kept), cost, far, kind)
+            found = _ends(n, d, c, loss, kept, cost, far, kind)
             each.append([np.inf, np.inf] if found is None else [np.log(high / low) for low, high in found])
         widths.append(each)
     return [[float(x) for x in row] for row in np.median(widths, axis=0)]
@@ -345,7 +405,9 @@ def _ends(
         ]
         return [(float(np.exp(low)), float(np.exp(min(high, 300)))) for low, high in told]
     rows = rows_of(n[at], d[at], c[at], loss[at])
-    theta, good = refit_parametric(n[at], d[at], loss[at], resample(rows, Resample.cases, BOOTSTRAPS, 0).weights, fit)
+    weights = resample(rows, Resample.cases, BOOTSTRAPS, 0).weights
+    theta, good = refit_parametric(n[at], d[at], loss[at], weights, fit)
+    theta = unshrunk(n[at], d[at], loss[at], weights, theta, fit)
     if good.sum() < BOOTSTRAPS / 2:
         return None
     sizes, _, losses = optimum(theta[good], cost, far)
