@@ -22,7 +22,7 @@ from analysis.fitting.values import Floats, Refused
 from analysis.ingest.frames import flat
 from analysis.report.page import definitions, subheading
 from analysis.report.style import interval_text, number_of
-from analysis.result import Approach, Envelope, FitResult, Isoflop, Parametric
+from analysis.result import Approach, Envelope, FitResult, Isoflop, Parametric, once
 from analysis.text import count_text, flops_text
 from analysis.version import version_of
 
@@ -171,10 +171,10 @@ def _trust(fit: FitResult) -> Items:
     if isinstance(test, Refused):
         yield "Validation", f"none: {test.reason}"
         return
-    inside, count = test.coverage_of_losses()
-    told = f"{number_of(len(test.loss), 'origin')}, {inside} of {count} held-out losses inside their intervals"
-    reach = max(float(at.flops.max()) / at.fitted_to for at in test.loss)
-    yield "Validation", f"backtest from {told}, up to {count_text(reach)} times the C fitted"
+    each = once(test.loss)
+    told = f"{each.inside} of {each.measured} held-out losses inside their intervals"
+    reach = f", up to {count_text(each.reach)} times the C fitted" if each.reach else ""
+    yield "Validation", f"backtest from {number_of(len(test.loss), 'origin')}, {told}{reach}"
     last = test.loss[-1]
     yield "Error beyond the data", f"{100 * np.expm1(last.error):.2g} % of the loss, the largest budget left out"
 
