@@ -83,10 +83,11 @@ def fit_approaches(
     curves
         Loss curves of the rows' runs, C and N counted as in ``rows``.
     surface
-        Approach 3 on the rows.
+        Approach 3 on the rows; Approach 2 takes it for its bias and valleys only where it converged.
     """
     cost = fit_cost(rows.params, rows.tokens, rows.flops)
-    law = surface.fit if isinstance(surface.fit, ParametricFit) else None
+    found = surface.fit
+    law = found if isinstance(found, ParametricFit) and found.certificate.converged else None
     valleys = fit_isoflop(
         rows.params,
         rows.tokens,

@@ -105,7 +105,9 @@ def _compared(
             continue
         surface = Surface.of(primary.rows, law, resamples)
         found = fit_approaches(primary.rows, curves, resamples, surface, primary.conventions, config)
-        out[how.value] = {name: at.a for name, at in found.approaches.items() if isinstance(at, Approach)}
+        out[how.value] = {
+            name: at.a for name, at in found.approaches.items() if isinstance(at, Approach) and at.quotable
+        }
     return out
 
 

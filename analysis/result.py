@@ -5,7 +5,7 @@ Letters as in :mod:`analysis.fitting.values`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import pandas as pd
 from analysis.config import FitConfig, Form
 from analysis.fitting.bootstrap import Scatter
 from analysis.fitting.values import (
+    Bools,
     Cost,
     EnvelopeFit,
     Estimate,
@@ -30,12 +31,16 @@ from analysis.fitting.values import (
     Window,
     finite,
 )
+from analysis.ingest.clean import PARAMS
 from analysis.ingest.tables import Exclusion
 from analysis.planning.lackoffit import LackOfFit
 from analysis.version import version_of
 
 FIT_SCHEMA = 1
 """Version of fit.json; a newer one is refused."""
+
+SAME = 1e-3
+"""Two counts of C that differ less, as a share, are one."""
 
 APPROACHES = ("envelope", "isoflop", "parametric")
 """Hoffmann's Approaches 1, 2 and 3, by the names fit.json gives them."""
@@ -172,15 +177,17 @@ class Parametric(Approach):
         return f"not determined: {', '.join(found.unidentified)}" if found.unidentified else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As fit.json has it."""
+        """As fit.json has it: where its numbers are not to be quoted, why, and the evidence alone."""
         law = {name: getattr(self, name).to_dict() for name in ("E", "A", "B", "alpha", "beta")}
-        evidence = {
+        evidence: dict[str, Any] = {
             "objective": self.fit.objective,
             "delta": finite(self.fit.delta),
             "how": self.fit.how.value,
             "form": self.fit.form.value,
             "certificate": self.fit.certificate.to_dict(),
         }
+        if not self.quotable:
+            return {"refused": self.remark} | evidence | {"replicates_failed": self.replicates.failed}
         bent = [
             {"budget": at.budget, "n_opt": at.n_opt.to_dict(), "loss_opt": at.loss_opt.to_dict()} for at in self.if_bent
         ]
@@ -247,14 +254,24 @@ class Holdout:
     """The interval from refits alone, which is not a prediction interval."""
 
     @property
+    def inside(self) -> Bools:
+        """Which of the measured lie inside the prediction interval."""
+        return np.asarray((self.low <= self.measured) & (self.measured <= self.high))
+
+    @property
+    def law_inside(self) -> Bools:
+        """Which of the measured lie inside the interval from refits alone."""
+        return np.asarray((self.law_low <= self.measured) & (self.measured <= self.law_high))
+
+    @property
     def coverage(self) -> float:
         """Share of the measured inside the prediction interval."""
-        return float(np.mean((self.low <= self.measured) & (self.measured <= self.high)))
+        return float(np.mean(self.inside))
 
     @property
     def law_coverage(self) -> float:
         """Share of the measured inside the interval from refits alone."""
-        return float(np.mean((self.law_low <= self.measured) & (self.measured <= self.law_high)))
+        return float(np.mean(self.law_inside))
 
     @property
     def error(self) -> float:
@@ -293,28 +310,56 @@ class Backtest:
     def to_dict(self) -> dict[str, Any]:
         """As fit.json has it."""
         minima = {name: [at.to_dict() for at in held] for name, held in self.n_opt.items()}
-        return {"level": self.level, "loss": [at.to_dict() for at in self.loss], "n_opt": minima}
+        counted: dict[str, Any] = {"loss": once(self.loss).to_dict()}
+        counted["n_opt"] = {name: once(held).to_dict() for name, held in self.n_opt.items()}
+        origins = {"loss": [at.to_dict() for at in self.loss], "n_opt": minima}
+        return {"level": self.level, **origins, "counted_once": counted}
 
     def coverage(self, approach: str) -> tuple[int, int]:
         """(inside, measured): how many minima of held-out budgets lay in the approach's prediction intervals.
 
         Each counts once, as the last origin before it foretold it.
         """
-        return _inside(self.n_opt.get(approach, ()))
+        found = once(self.n_opt.get(approach, ()))
+        return found.inside, found.measured
 
     def coverage_of_losses(self) -> tuple[int, int]:
         """(inside, measured): the same for Approach 3 and the held-out losses."""
-        return _inside(self.loss)
+        found = once(self.loss)
+        return found.inside, found.measured
 
 
-def _inside(held: tuple[Holdout, ...]) -> tuple[int, int]:
-    inside = measured = 0
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """What several origins foretold, each of the measured counted once."""
+
+    measured: int
+    inside: int
+    """Of them, inside the prediction interval."""
+    law_inside: int
+    """Of them, inside the interval from refits alone."""
+    reach: float | None
+    """The largest C over the C fitted, as counted; None where nothing was measured."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As fit.json has it."""
+        names = ("measured", "inside", "law_inside", "reach")
+        return {name: getattr(self, name) for name in names}
+
+
+def once(held: Sequence[Holdout]) -> Counted:
+    """Nested origins, by rising C, counted together: what lies beyond several, as the last before it foretold it."""
+    inside = law_inside = measured = 0
+    reach = None
     ends = [at.fitted_to for at in held[1:]] + [np.inf] * len(held[:1])
     for at, end in zip(held, ends, strict=True):
         next_to = at.flops <= end * (1 + 1e-9)
+        if next_to.any():
+            reach = max(reach or 0.0, float(at.flops[next_to].max() / at.fitted_to))
         measured += int(next_to.sum())
-        inside += int((next_to & (at.low <= at.measured) & (at.measured <= at.high)).sum())
-    return inside, measured
+        inside += int((next_to & at.inside).sum())
+        law_inside += int((next_to & at.law_inside).sum())
+    return Counted(measured=measured, inside=inside, law_inside=law_inside, reach=reach)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -344,6 +389,17 @@ class FitResult:
     reading: Mapping[str, Any] = field(default_factory=dict)
     """What the verb was told of where rows come from (path, columns, where, ...), by the names of its settings."""
 
+    @property
+    def params_of_6nd(self) -> str | None:
+        """The N in 6 N D: ``total`` or ``non_embedding``; None where the rows do not show it."""
+        points = self.points
+        for count, column in PARAMS.items():
+            if "flops_6nd" in points and column in points:
+                off = points["flops_6nd"] / (6 * points[column] * points["tokens"]) - 1
+                if len(off) and (off.abs() < SAME).all():
+                    return count.value
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """Exactly ``fit.json``."""
         primary = self.primary.to_dict()
@@ -362,6 +418,7 @@ class FitResult:
             },
             "conventions": primary["conventions"],
             "cost": primary["cost"],
+            "params_of_6nd": self.params_of_6nd,
             "interval": self.interval.to_dict(),
             "approaches": primary["approaches"],
             "by_convention": [fit.to_dict() for fit in self.by_convention],

@@ -57,7 +57,7 @@ def exponents_table(result: FitResult) -> pd.DataFrame:
     for fit in result.by_convention:
         for name, approach in fit.approaches.items():
             row: dict[str, Any] = {"params": fit.conventions.params, "flops": fit.conventions.flops, "approach": name}
-            if isinstance(approach, Approach):
+            if isinstance(approach, Approach) and approach.quotable:
                 for letter in ("a", "b"):
                     numbers = getattr(approach, letter).to_dict()
                     row |= {
@@ -67,7 +67,7 @@ def exponents_table(result: FitResult) -> pd.DataFrame:
                     }
                 row["refused"] = None
             else:
-                row["refused"] = approach.reason
+                row["refused"] = approach.remark if isinstance(approach, Approach) else approach.reason
             rows.append(row)
     columns = ["params", "flops", "approach", "a", "a_low", "a_high", "b", "b_low", "b_high", "refused"]
     return pd.DataFrame(rows).reindex(columns=columns)

@@ -148,16 +148,27 @@ def _parametric(approach: Parametric) -> Iterator[str]:
         )
     if not certificate.converged:
         yield f"parametric: Newton's method stopped at a relative gradient of {certificate.gradient_norm:.1g}."
+    if approach.fit.above_lowest:
+        yield (
+            f"parametric: the law's objective lies {approach.fit.above_lowest:.2%} above the lowest of any start, "
+            "where the losses do not fall with N or D."
+        )
     if certificate.starts_agreeing < certificate.starts / 4:
         yield f"parametric: only {certificate.starts_agreeing} of {certificate.starts} starts agree on the optimum."
     if certificate.unidentified:
         yield f"parametric: the data do not determine {', '.join(certificate.unidentified)}."
-    elif e.low is not None and e.high is not None and e.value and e.high - e.low > 0.25 * e.value:
+    elif (
+        certificate.converged
+        and e.low is not None
+        and e.high is not None
+        and e.value
+        and e.high - e.low > 0.25 * e.value
+    ):
         yield f"parametric: E is weakly determined ({e.low:.3g} to {e.high:.3g}), so far extrapolation is a guess."
 
 
 def _disagreement(fit: ConventionFit) -> Iterator[str]:
-    known = [(name, one.a) for name, one in fit.approaches.items() if isinstance(one, Approach)]
+    known = [(name, one.a) for name, one in fit.approaches.items() if isinstance(one, Approach) and one.quotable]
     for i, (name, a) in enumerate(known):
         for other, b in known[i + 1 :]:
             if None in (a.low, a.high, b.low, b.high):
@@ -169,12 +180,12 @@ def _disagreement(fit: ConventionFit) -> Iterator[str]:
 def _conventions(fits: tuple[ConventionFit, ...]) -> Iterator[str]:
     """Per approach, the counts of N and C under which a is elsewhere."""
     for name, approach in fits[0].approaches.items():
-        if not isinstance(approach, Approach) or approach.a.value is None:
+        if not isinstance(approach, Approach) or not approach.quotable or approach.a.value is None:
             continue
         moved = []
         for fit in fits[1:]:
             other = fit.approaches[name]
-            a = other.a.value if isinstance(other, Approach) else None
+            a = other.a.value if isinstance(other, Approach) and other.quotable else None
             if a is not None and abs(a - approach.a.value) > MOVED:
                 moved.append(f"{a:.3f} with {_counts(fit)}")
         if moved:

@@ -14,6 +14,7 @@ from sweeps.config import Config
 from sweeps.paths import SweepFolder
 from sweeps.terminal import say
 from trainer.config import Keep
+from trainer.errors import UserError
 from trainer.files import disk_faults
 from trainer.lock import Lock
 from trainer.runfolder import DIVERGED, DONE, RunFolder
@@ -45,16 +46,21 @@ def _size(run: RunFolder) -> int:
 def _body(raw: DictConfig) -> int:
     config: Config = typed(raw)
     folder = SweepFolder.of(config.root, config.sweep.name)
-    freed = runs = 0
+    freed = runs = left = 0
     for run in folder.runs():
         if not run.ended() or any(record["verdict"] not in (DONE, DIVERGED) for record in run.points().values()):
             continue
         with Lock(run.path) as lock:
-            if lock is not None:
+            if lock is None:
+                continue
+            try:
                 freed += free(run, config.trainer.keep)
                 runs += 1
+            except UserError as error:
+                say(f"left as it is: {error}")
+                left += 1
     say(f"freed {freed / 1e6:.1f} MB in {runs} ended runs (trainer.keep={config.trainer.keep.value})")
-    return 0
+    return int(left > 0)
 
 
 HELP = """isoflop clean [sweep=NAME] trainer.keep=none|last

@@ -19,7 +19,7 @@ from sweeps.app import INTERRUPTED, again, complain, run_verb, typed
 from sweeps.config import Config, Executor
 from sweeps.dispatch.backlog import read_backlog
 from sweeps.dispatch.jobs import last_words, live_jobs, log_path, request_stop
-from sweeps.dispatch.reconcile import submit, workers_wanted
+from sweeps.dispatch.reconcile import queued_here, submit, workers_wanted
 from sweeps.dispatch.slurm import Scheduler
 from sweeps.dispatch.state import ENDED, PointState, State, inspect
 from sweeps.fit import fit_sweep
@@ -40,6 +40,9 @@ FRUITLESS_SUBMISSIONS = 3
 """Workers that leave this often in a row without touching a run will not do better the next time."""
 STOP_SECONDS = 120.0
 """How long workers may take to checkpoint after Ctrl-C."""
+PATIENCE_SECONDS = 3600.0
+"""How long SLURM may not answer before the wait is given up; its jobs go on."""
+RETRY_SECONDS = 10.0
 
 
 def wait(config: Config, plan: Plan, folder: SweepFolder, scheduler: Scheduler) -> list[PointState]:
@@ -51,6 +54,7 @@ def wait(config: Config, plan: Plan, folder: SweepFolder, scheduler: Scheduler) 
         If workers leave again and again without training anything.
     """
     fruitless, touched = 0, -1
+    silent_since: float | None = None
     with live_overview(folder, config) as show:
         while True:
             backlog = read_backlog(folder, scheduler)
@@ -60,14 +64,37 @@ def wait(config: Config, plan: Plan, folder: SweepFolder, scheduler: Scheduler) 
             if all(state.state is State.planned and state.cause is not None for state in open_points):
                 return states
             missing = sum(state.state is State.planned and state.cause is None for state in open_points)
-            queued = sum(state.state is State.queued for state in open_points)
+            queued = len(queued_here(open_points, backlog))
             if backlog.stale is None and workers_wanted(config, backlog, missing, queued):
                 attempts = sum(state.attempts for state in states)
                 fruitless, touched = (0, attempts) if attempts != touched else (fruitless + 1, touched)
                 if fruitless >= FRUITLESS_SUBMISSIONS:
                     raise MachineFault(_why_workers_leave(folder))
-                submit(config, plan, scheduler, reopen=False)
+                try:
+                    submit(config, plan, scheduler, reopen=False)
+                    silent_since = None
+                except MachineFault as fault:
+                    silent_since = _outlast(fault, config, silent_since)
+                    fruitless -= 1  # no worker has left
             time.sleep(REFRESH_SECONDS)
+
+
+def _outlast(fault: MachineFault, config: Config, since: float | None) -> float:
+    """Wait a little where SLURM does not answer; returns since when it does not.
+
+    Raises
+    ------
+    MachineFault
+        If it has not for long, or the machine is this one.
+    """
+    if since is None:
+        since = time.monotonic()
+        if config.cluster.executor is Executor.slurm:
+            say(f"{fault} This goes on when it can.")
+    if config.cluster.executor is not Executor.slurm or time.monotonic() - since > PATIENCE_SECONDS:
+        raise fault
+    time.sleep(RETRY_SECONDS)
+    return since
 
 
 def stop_workers(folder: SweepFolder) -> None:

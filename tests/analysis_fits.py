@@ -51,6 +51,8 @@ def full_fit() -> FitResult:
         )
         for name, value in (("a", 0.45), ("A", law.fit.A))
     }
+    epochs = np.resize([1, 1, 4, 16], len(fit.points))
+    tokens = fit.points["tokens"].to_numpy(dtype=float)
     repeated = RepeatedFit(
         law=law.fit,
         r_d=Estimate(value=15.4, low=11.0, high=21.0),
@@ -58,10 +60,11 @@ def full_fit() -> FitResult:
         rows=16,
         objective=0.0123,
         residuals=law.fit.residuals,
+        tokens=tokens,
+        unique_tokens=tokens / epochs,
         starts=12,
         starts_agreeing=7,
     )
-    epochs = np.resize([1, 1, 4, 16], len(fit.points))
     return replace(
         fit,
         primary=replace(fit.primary, parametric=replace(law, profiles=profiles)),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_slurm import Fake
 from slurm_cluster import Cluster, missing
 
 LAW_TRAINER = 'trainer.command="{python} -m trainer.examples.law_trainer {folder}"'
@@ -147,3 +148,11 @@ def folder(tmp_path: Path) -> Iterator[Any]:
         who = holder(run)
         if who is not None:
             os.kill(who.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def fake(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """SLURM's commands on PATH, without a SLURM behind them; its nodes are this machine."""
+    fake = Fake(tmp_path_factory.mktemp("slurm") / "bin", monkeypatch)
+    fake.change(sinfo=[f"main*|1-00:00:00|64|256000|gpu:8|{os.uname().nodename}|4"])
+    return fake

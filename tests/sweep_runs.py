@@ -18,6 +18,7 @@ from trainer.runfolder import RunFolder
 Command = Callable[..., Answer]
 ISOFLOP = [sys.executable, "-m", "sweeps.cli"]
 FIXED = ["fit.replicates=50", "cluster.workers=2"]
+ON_SLURM = ["cluster=slurm", "cluster.pack_hours=0", "sweep.budgets=[1e10]"]
 UNSPECIFIED = ["data=unspecified", "data.sequence=96", "data.vocabulary=256"]
 
 
@@ -69,3 +70,15 @@ def finals(folder: SweepFolder) -> dict[str, list[dict[str, Any]]]:
         for run in folder.runs()
         if (run.path / "points.jsonl").exists()
     }
+
+
+def submit(isoflop: Command, folder: SweepFolder, *overrides: str) -> dict[str, Any]:
+    said = isoflop("submit", *smoke(folder, *ON_SLURM, *overrides), "format=json")
+    assert said.code == 0, said.err
+    answer: dict[str, Any] = said.json
+    return answer
+
+
+def shown(isoflop: Command, folder: SweepFolder, *overrides: str) -> dict[str, tuple[str, str | None]]:
+    """State and cause by run."""
+    return {p["run_id"]: (p["state"], p["cause"]) for p in states(isoflop, folder, *ON_SLURM, *overrides)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from analysis.fitting.values import Refused
 from analysis.ingest.clean import keep_where
 from analysis.ingest.files import read_file
 from analysis.ingest.tables import Tables
-from analysis.result import Backtest, FitResult, Isoflop, Parametric
+from analysis.predict.reach import measured_text
+from analysis.report import numbers
+from analysis.report.card import fit_card
+from analysis.result import Backtest, FitResult, Isoflop, Parametric, once
 
 QUICK = FitConfig(replicates=120)
 
@@ -60,6 +64,27 @@ def test_what_is_held_out_counts_once(result: FitResult) -> None:
     test = _tested(result)
     assert test.coverage_of_losses()[1] == 36 == len(test.loss[0].measured)
     assert test.coverage("parametric")[1] == 3  # the first origin has two minima, which show no scatter
+
+
+def test_everybody_counts_alike(result: FitResult) -> None:
+    """Report, card, fit.json and predictions, where the origins overlap and the first ones miss more."""
+    test = _tested(result)
+    first = test.loss[0]
+    test = replace(test, loss=(replace(first, low=first.high, law_low=first.law_high), *test.loss[1:]))
+    raw = test.to_dict()
+    each = once(test.loss)
+    assert (each.inside, each.measured) == test.coverage_of_losses() and each.measured == 36
+    assert raw["counted_once"]["loss"] == each.to_dict()
+    assert each.reach == pytest.approx(1000 ** (1 / 5)) and raw["loss"][0]["reach"] > 10
+    told = f"{each.inside} of 36 ({100 * each.inside / 36:.0f} %)"
+    shown = re.sub(r"\s*<[^>]+>\s*", " ", numbers.backtest(test))
+    law = f"{each.law_inside} of 36 ({100 * each.law_inside / 36:.0f} %)"
+    assert re.search(rf"all, each once\s+36\s+{re.escape(told)}\s+{re.escape(law)}", shown)
+    card = fit_card(replace(result, backtest=test))
+    assert f"{each.inside} of 36 held-out losses inside their intervals, up to 3.98 times" in card
+    del raw["counted_once"]["n_opt"]
+    said = measured_text(raw, "parametric")
+    assert f"reached 4 times beyond what it fitted, where {each.inside} of 36 losses" in said
 
 
 def test_minima_of_the_surface_itself_measure_nothing() -> None:

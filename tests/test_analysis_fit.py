@@ -3,22 +3,26 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from analysis_fits import plain_fit, unconverged
 from analysis_surfaces import A_TRUE, ALPHA, BETA, isoflop_design, tables
 
+from analysis.approaches import fit_law
 from analysis.config import FitConfig, Form, Resample, Valley
 from analysis.fit import fit_tables
-from analysis.fitting.values import Refused
+from analysis.fitting.values import Estimate, ParametricFit, Refused
 from analysis.ingest.clean import keep_where, split
 from analysis.ingest.files import read_file
 from analysis.ingest.tables import Tables
 from analysis.laws.law import find_law
-from analysis.predict import NO_INTERVAL, predict_fit, predict_law
+from analysis.predict import NO_INTERVAL, law_of_fit, predict_fit, predict_law
 from analysis.result import Envelope, FitResult, Isoflop, Parametric
 from analysis.store import read_fit, write_fit
+from analysis.warn import warnings
 from trainer.errors import UserError
 from trainer.shape import ParamCount
 
@@ -351,3 +355,49 @@ def test_rows_that_repeat_their_data_are_left_out_of_the_law() -> None:
     assert [out.row for out in fit.excluded] == [f"run{i:03d}" for i in range(7)]
     assert len(fit_tables(_sweep(unique_tokens=unique), replace(QUICK, epochs=None)).primary.rows) == 45
     assert isinstance(fit.repeated, Refused)  # no row sees its data once: there is no law of fresh tokens
+
+
+# An Approach 3 that did not converge
+
+
+def test_what_did_not_converge_is_quoted_in_no_file(tmp_path: Path) -> None:
+    fit, why = unconverged(plain_fit()), "did not converge: relative gradient 0.02"
+    write_fit(fit, tmp_path)
+    exponents = pd.read_csv(tmp_path / "exponents.csv").groupby("approach").nth(0).set_index("approach")
+    assert exponents.loc["parametric", "refused"] == why and pd.isna(exponents.loc["isoflop", "refused"])
+    assert exponents.loc["parametric", ["a", "a_low", "a_high", "b", "b_low", "b_high"]].isna().all()
+    assert exponents.loc["isoflop", ["a", "b"]].notna().all()
+    said = json.loads((tmp_path / "fit.json").read_text())["approaches"]["parametric"]
+    assert said["refused"] == why and said["certificate"]["converged"] is False
+    assert not {"a", "b", "n_opt", "d_opt", "loss_opt", "E", "A", "alpha", "if_bent"} & set(said)
+    with pytest.raises(UserError, match=r"there is no law \(did not converge: relative gradient"):
+        law_of_fit(tmp_path)
+
+
+def test_approach_2_leans_on_no_surface_that_did_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stuck(*arguments: Any) -> ParametricFit:
+        law = fit_law(*arguments)
+        assert isinstance(law, ParametricFit)
+        return replace(law, certificate=replace(law.certificate, converged=False))
+
+    monkeypatch.setattr("analysis.fit.fit_law", stuck)
+    config = replace(QUICK, replicates=0)
+    plain = fit_tables(_sweep(), config).primary.isoflop
+    assert isinstance(plain, Isoflop) and plain.fit.bias is None and plain.fit.surface is None
+    for changes in ({"unbias": True}, {"valley": Valley.surface}):
+        found = fit_tables(_sweep(), replace(config, **changes)).primary.isoflop  # type: ignore[arg-type]
+        assert isinstance(found, Refused) and "there is none that converged" in found.reason
+
+
+def test_no_warning_quotes_what_did_not_converge() -> None:
+    fit = plain_fit()
+    law = fit.primary.parametric
+    assert isinstance(law, Parametric)
+    far = replace(
+        fit, primary=replace(fit.primary, parametric=replace(law, a=Estimate(value=0.9, low=0.89, high=0.91)))
+    )
+    for one, quoted in ((far, True), (unconverged(far), False)):
+        said = warnings((one.primary, *fit.by_convention[1:]), fit.points, fit.backtest, Resample.cases)
+        assert any("0.900" in text for text in said) is quoted
+        assert any("do not overlap" in text for text in said) is quoted
+        assert any("Newton's method stopped" in text for text in said) is not quoted

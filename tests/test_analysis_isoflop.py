@@ -89,7 +89,7 @@ def test_what_needs_the_surface_says_so() -> None:
     for setting, options in (("fit.unbias=true", {"unbias": True}), ("fit.valley=surface", {"valley": Valley.surface})):
         fit = fit_isoflop(n, d, flops, loss, flops, **options)
         assert isinstance(fit, Refused)
-        assert fit.reason == f"{setting} needs Approach 3's surface, and there is none."
+        assert fit.reason == f"{setting} needs Approach 3's surface, and there is none that converged."
     assert _fitted((n, d, flops, loss)).bias is None
 
 

@@ -11,11 +11,16 @@ from analysis_fits import plain_fit, unconverged, without
 from hypothesis import given
 from hypothesis import strategies as st
 
+from analysis.config import FitConfig
+from analysis.fit import fit_tables
 from analysis.fitting.values import Estimate
+from analysis.ingest.frames import read_frame
 from analysis.report import latex
+from analysis.report.card import fit_card
 from analysis.report.latex import SPECIAL, escape, write_latex
 from analysis.result import Conventions, Isoflop, Parametric
 from analysis.text import count_text
+from trainer.shape import ParamCount
 
 HOSTILE = r"100% of $N_{0}$ & \input{/etc/passwd} ~^#<>"
 
@@ -147,3 +152,19 @@ def test_pdflatex_takes_the_tables(tmp_path: Path) -> None:
         ["pdflatex", "-halt-on-error", "paper.tex"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("columns", "n", "words"),
+    [
+        (["params_non_embedding"], "non_embedding", "6 times non-embedding parameters times tokens"),
+        (["params_total", "params_non_embedding"], "total", "6 times total parameters times tokens"),
+    ],
+)
+def test_six_nd_says_which_n_it_multiplies(columns: list[str], n: str, words: str) -> None:
+    points = plain_fit().points[[*columns, "tokens", "loss"]]
+    fit = fit_tables(read_frame(points), FitConfig(replicates=0, params=ParamCount.non_embedding))
+    assert fit.primary.conventions.flops == "6nd" and fit.primary.conventions.params == "non_embedding"
+    assert fit.params_of_6nd == fit.to_dict()["params_of_6nd"] == n
+    assert f"training FLOPs, {words}" in fit_card(fit)
+    assert words in latex.exponents(fit)

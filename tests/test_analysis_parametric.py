@@ -7,18 +7,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from analysis_surfaces import ALPHA, BETA, A, B, E, isoflop_design, surface
+from analysis_surfaces import ALPHA, BETA, A, B, E, isoflop_design, surface, tables
 from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from analysis.config import Form, Objective
+from analysis.config import FitConfig, Form, Objective
+from analysis.fit import fit_tables
 from analysis.fitting.newton import Expansion, Problems, minimise
 from analysis.fitting.optimum import exponents, fit_cost, optimum, optimum_for_params, optimum_for_tokens
 from analysis.fitting.parametric import basis_of, fit_parametric, objective, refit_parametric
 from analysis.fitting.values import Cost, ParametricFit, Refused
 from analysis.laws.law import find_law
+from analysis.report import latex
+from analysis.report.card import above_text, fit_card
 from trainer.errors import UserError
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -457,3 +460,28 @@ def test_the_mean_of_losses_instead_of_their_sum_stops_early(epoch240: Rows) -> 
     fit = fit_parametric(params, tokens, loss)
     assert isinstance(fit, ParametricFit)
     assert 240 * mean(best) > 1.02 * fit.objective
+
+
+def test_a_lowest_start_that_is_no_law_is_told() -> None:
+    """Twelve loud points: Newton's method ends lowest where the losses do not fall with N, a hair below a law."""
+    rng = np.random.default_rng(34)
+    count = int(rng.choice([8, 10, 12, 16]))
+    n = 10 ** rng.uniform(6, 9, count)
+    d = 20 * n * 10 ** rng.normal(0, rng.choice([0.05, 0.3, 1]), count)
+    noise = rng.choice([0.01, 0.03, 0.08])
+    loss = (1.8 + 480 / n**0.35 + 2100 / d**0.37) * np.exp(noise * rng.normal(size=count))
+    fit = fit_parametric(n, d, loss)
+    assert isinstance(fit, ParametricFit)
+    assert 1e-3 < fit.above_lowest < 0.1
+    assert fit.certificate.to_dict()["lowest_objective"] == pytest.approx(fit.objective / (1 + fit.above_lowest))
+    assert fit.objective == pytest.approx(objective(fit.array(), n, d, loss))
+    whole = fit_tables(tables(n, d, 6 * n * d, loss), FitConfig(replicates=0))
+    assert any("above the lowest of any start" in text for text in whole.warnings)
+    for said in (fit_card(whole), latex.law(whole)):
+        assert "above the lowest of any start, where the losses do not fall with N or D" in said
+
+
+def test_the_lowest_start_is_mostly_the_law(epoch240: Rows) -> None:
+    fit = fit_parametric(*epoch240)
+    assert isinstance(fit, ParametricFit) and fit.certificate.lowest == pytest.approx(fit.objective)
+    assert fit.above_lowest == 0 and above_text(fit) == ""

@@ -26,7 +26,11 @@ BACKTEST = {
     "level": 0.95,
     "loss": [{"held_out": 7, "coverage": 1.0, "reach": 3.0}],
     "n_opt": {
-        "isoflop": [{"held_out": 1, "coverage": 0.0, "reach": 2.0}, {"held_out": 3, "coverage": 1.0, "reach": 8}]
+        "isoflop": [{"held_out": 5, "coverage": 0.0, "reach": 9.0}, {"held_out": 3, "coverage": 1.0, "reach": 8}]
+    },
+    "counted_once": {
+        "loss": {"measured": 7, "inside": 7, "law_inside": 2, "reach": 3.0},
+        "n_opt": {"isoflop": {"measured": 4, "inside": 3, "law_inside": 1, "reach": 8.0}},
     },
 }
 Answer = Any
@@ -216,6 +220,7 @@ def test_reach_is_told(fit: Path) -> None:
     assert "3 of 4 minima of held-out budgets lay in their 95% prediction intervals." in isoflop
     assert "its backtest reached 3 times beyond what it fitted, where 7 of 7 losses of held-out" in parametric
     assert measured_text({"refused": "too few"}, "isoflop") == measured_text(None, "parametric") == ""
+    assert measured_text({name: BACKTEST[name] for name in ("level", "loss", "n_opt")}, "isoflop") == ""  # an older one
     assert "44 times the largest C fitted" in predict_law(LAW, flops=5.76e23).statement
 
 

@@ -493,3 +493,10 @@ def _texts(value: Any) -> list[str]:
         return [value]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [text for part in inner for text in _texts(part)]
+
+
+def test_repeated_data_is_drawn_though_other_fits_leave_rows_out(fit: FitResult) -> None:
+    fewer = replace(fit, points=fit.points.iloc[5:])
+    page = Reader(render_report(fewer, None))
+    assert {"repeated-1", "repeated-2"} <= set(page.charts)
+    assert len(_points(page.charts["repeated-2"]["data"][0]["y"])) == len(fit.points)

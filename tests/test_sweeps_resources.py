@@ -150,3 +150,11 @@ def test_arrays_under_a_ceiling_wait_for_those_before() -> None:
     assert waits == ["afterany:7:9"]
     made, waits = throttled([array(8, 10, 10)], None, ["7"])
     assert (made[0].throttle, waits) == (10, [""])
+
+
+def test_memory_is_rounded_up_but_not_beyond_a_node_that_is_enough() -> None:
+    site = replace(SITE, gpus=False, devices_per_node=1, node_memory_gb=187.0)
+    asked = {gb: arrays([run("a", 1, memory_gb=gb)], site)[0].resources.memory_gb for gb in (10, 103, 148, 200)}
+    assert asked == {10: 16, 103: 187, 148: 187, 200: 252}, "the last is refused by what it truly needs"
+    (twice,) = arrays([replace(run("a", 1, memory_gb=10), memory_factor=2)], site)
+    assert twice.resources.memory_gb == 32

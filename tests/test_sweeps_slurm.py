@@ -4,42 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from fake_slurm import Fake
-from sweep_runs import Command, smoke, states
+from sweep_runs import ON_SLURM, Command, shown, smoke, submit
 
 from sweeps import run
 from sweeps.dispatch import life, slurm
 from sweeps.dispatch.jobs import open_jobs, queue_name, read_job, write_job
 from sweeps.paths import SweepFolder
 from trainer.runfolder import RunFolder
-
-ON_SLURM = ["cluster=slurm", "cluster.pack_hours=0", "sweep.budgets=[1e10]"]
-
-
-@pytest.fixture
-def fake(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
-    fake = Fake(tmp_path_factory.mktemp("slurm") / "bin", monkeypatch)
-    fake.change(sinfo=[f"main*|1-00:00:00|64|256000|gpu:8|{os.uname().nodename}|4"])
-    return fake
-
-
-def submit(isoflop: Command, folder: SweepFolder, *overrides: str) -> dict[str, Any]:
-    said = isoflop("submit", *smoke(folder, *ON_SLURM, *overrides), "format=json")
-    assert said.code == 0, said.err
-    answer: dict[str, Any] = said.json
-    return answer
-
-
-def shown(isoflop: Command, folder: SweepFolder, *overrides: str) -> dict[str, tuple[str, str | None]]:
-    """State and cause by run."""
-    return {p["run_id"]: (p["state"], p["cause"]) for p in states(isoflop, folder, *ON_SLURM, *overrides)}
 
 
 def start_and_vanish(folder: SweepFolder, run_id: str, task: str) -> RunFolder:

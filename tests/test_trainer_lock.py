@@ -43,10 +43,17 @@ def hold_in_child(folder: Path) -> subprocess.Popen[str]:
 
 
 def plant(
-    folder: Path, *, host: str, pid: int = 1, born: str = "", age: float = 0, beat_age: float | None = None
+    folder: Path,
+    *,
+    host: str,
+    pid: int = 1,
+    born: str = "",
+    age: float = 0,
+    beat_age: float | None = None,
+    space: str = "",
 ) -> Holder:
     """A lock as another process would have left it, ``age`` seconds ago, that last beat ``beat_age`` seconds ago."""
-    who = Holder("planted", host, pid, born, "job")
+    who = Holder("planted", host, pid, born, "job", space)
     (folder / "lock").write_text(json.dumps(asdict(who)))
     (folder / "heartbeat").touch()
     for name, seconds in (("lock", age), ("heartbeat", beat_age)):
@@ -199,3 +206,12 @@ def test_who_would_take_a_lock_goes_by_the_file_systems_clock(tmp_path: Path, mo
     monkeypatch.setattr(time, "time", lambda: now + 3600)
     with Lock(tmp_path) as lock:
         assert lock is None
+
+
+@pytest.mark.parametrize(("beat_age", "lives"), [(5, True), (120, False)])
+def test_of_another_process_namespace_only_the_heartbeat_tells(tmp_path: Path, beat_age: float, lives: bool) -> None:
+    """A container that shares the host's name sees none of the processes outside of it."""
+    plant(tmp_path, host=socket.gethostname(), pid=2**22 + 1, age=120, beat_age=beat_age, space="pid:[1]")
+    assert (holder(tmp_path) is not None) == lives
+    with Lock(tmp_path) as lock:
+        assert (lock is None) == lives

@@ -1,8 +1,8 @@
 """One writer per folder, also where flock means nothing: a lock file made by link(2), and a heartbeat beside it.
 
-A lock is dead when its process is known to be gone (same machine) or when its heartbeat is older than ``STALE_SECONDS``
-(another machine): by the file system's own clock for who would take it, by this machine's for who only looks. A dead
-lock is taken over by renaming it away, which only one taker can do.
+A lock is dead when its process is known to be gone (same machine and process namespace) or when its heartbeat is older
+than ``STALE_SECONDS`` (elsewhere): by the file system's own clock for who would take it, by this machine's for who only
+looks. A dead lock is taken over by renaming it away, which only one taker can do.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Holder:
     pid: int
     born: str
     job: str
+    space: str = ""
+    """In which of its host's process namespaces the number counts; "" where there are none."""
 
 
 def process_birth(pid: int) -> str | None:
@@ -65,6 +67,14 @@ def _boot() -> str:
         return ""
 
 
+def _space() -> str:
+    """Containers with processes of their own see none of the others', though they may share the host's name."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
 def holder(folder: Path) -> Holder | None:
     """Who holds the folder's lock and lives; None if nobody."""
     found = _read(folder / "lock")
@@ -85,7 +95,7 @@ def _read(path: Path) -> Holder | None:
 
 
 def _lives(folder: Path, who: Holder, now: float | None = None) -> bool:
-    if who.host == socket.gethostname():
+    if who.host == socket.gethostname() and who.space in ("", _space()):
         birth = process_birth(who.pid)
         return birth is not None and birth in ("", who.born)
     beaten = max(map(_mtime, (folder / "lock", folder / "heartbeat")))
@@ -134,7 +144,7 @@ class Lock:
         self.folder = folder
         self.lost = threading.Event()
         pid = os.getpid()
-        self._me = Holder(secrets.token_hex(8), socket.gethostname(), pid, process_birth(pid) or "", job)
+        self._me = Holder(secrets.token_hex(8), socket.gethostname(), pid, process_birth(pid) or "", job, _space())
         self._beaten = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"heartbeat {folder.name}", daemon=True)

@@ -444,7 +444,7 @@ def _device(config: RunConfig) -> torch.device:
     torch.set_num_threads(config.runtime.threads)
     if config.runtime.device is DeviceKind.cuda:
         if not torch.cuda.is_available():
-            raise UserError(
+            raise MachineFault(  # not the run's fault: another node may have one
                 "device.kind=cuda, but torch sees no CUDA device here; run where there is one, or choose device=cpu."
             )
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

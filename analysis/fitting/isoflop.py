@@ -131,7 +131,7 @@ def fit_isoflop(
         return Refused(reason="there are no rows.")
     if surface is None and (unbias or valley is Valley.surface):
         setting = "fit.unbias=true" if unbias else "fit.valley=surface"
-        return Refused(reason=f"{setting} needs Approach 3's surface, and there is none.")
+        return Refused(reason=f"{setting} needs Approach 3's surface, and there is none that converged.")
     rows = Design(params, tokens, flops, loss, cost or fit_cost(params, tokens, flops), valley, surface)
     valleys = tuple(
         rows.valley_of(float(at), within(window, np.flatnonzero(budget == at), params, loss))

@@ -265,6 +265,7 @@ def _certificate(problem: Problems, found: Minima, best: int, agreeing: Bools, f
         converged=gradient_norm < CONVERGED,
         unidentified=tuple(name for name in NAMES if free[name]),
         condition=float(eigenvalues[-1] / max(eigenvalues[0], 1e-300)),
+        lowest=float(np.min(found.objective)),
     )
 
 

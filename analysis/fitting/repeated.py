@@ -123,6 +123,8 @@ def fit_repeated(
         rows=count,
         objective=found.objective,
         residuals=np.log(loss) - np.log(predicted),
+        tokens=tokens,
+        unique_tokens=unique,
         starts=found.starts,
         starts_agreeing=found.agreeing,
     )

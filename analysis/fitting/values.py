@@ -273,6 +273,8 @@ class Certificate:
     """Parameters that the data do not determine."""
     condition: float
     """Condition number of the scaled Gauss-Newton matrix at the optimum."""
+    lowest: float
+    """Least objective at which any start ended; below the fit's own where no law lies there."""
 
     def to_dict(self) -> dict[str, Any]:
         """As fit.json has it."""
@@ -283,6 +285,7 @@ class Certificate:
             "converged": self.converged,
             "unidentified": list(self.unidentified),
             "condition": finite(self.condition),
+            "lowest_objective": finite(self.lowest),
         }
 
 
@@ -325,6 +328,12 @@ class ParametricFit:
     residuals: Floats
     """log L minus the fitted log L, one per row."""
     certificate: Certificate
+
+    @property
+    def above_lowest(self) -> float:
+        """How far the objective lies above the lowest of any start, as a share; 0 for less than a millionth."""
+        lowest = self.certificate.lowest
+        return self.objective / lowest - 1 if self.objective > lowest * (1 + 1e-6) > 0 else 0.0
 
     @property
     def A(self) -> float:  # noqa: N802
@@ -372,6 +381,10 @@ class RepeatedFit:
     objective: float
     residuals: Floats
     """log L minus the fitted log L, one per row."""
+    tokens: Floats
+    """D of those rows."""
+    unique_tokens: Floats
+    """How many of the tokens are distinct."""
     starts: int
     starts_agreeing: int
 

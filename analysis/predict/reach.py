@@ -32,19 +32,20 @@ def reach_text(flops: float | None, fitted: tuple[float, float] | None, measured
 
 
 def measured_text(backtest: Mapping[str, Any] | None, approach: str) -> str:
-    """The coverage that a fit's backtest measured, from fit.json; empty where it has none for the approach."""
+    """The coverage that a fit's backtest measured, from fit.json; empty where that has none for the approach.
+
+    Folders of older versions tell the origins apart alone, which count what lies beyond several more than once.
+    """
     if not backtest or "refused" in backtest:
         return ""
-    what, held = "minima of held-out budgets", (backtest.get("n_opt") or {}).get(approach) or []
-    if not held and approach == "parametric":
-        what, held = "losses of held-out budgets", backtest.get("loss") or []
-    count = sum(one["held_out"] for one in held)
-    if not count:
+    counted = backtest.get("counted_once") or {}
+    what, each = "minima of held-out budgets", (counted.get("n_opt") or {}).get(approach) or {}
+    if not each.get("measured") and approach == "parametric":
+        what, each = "losses of held-out budgets", counted.get("loss") or {}
+    if not each.get("measured"):
         return ""
-    inside = sum(round(one["coverage"] * one["held_out"]) for one in held)
-    furthest = max(one["reach"] for one in held)
     level = f"{100 * backtest['level']:g}%"
     return (
-        f"its backtest reached {furthest:.2g} times beyond what it fitted, where {inside} of {count} {what} lay in "
-        f"their {level} prediction intervals"
+        f"its backtest reached {each['reach']:.2g} times beyond what it fitted, where {each['inside']} of "
+        f"{each['measured']} {what} lay in their {level} prediction intervals"
     )

@@ -18,11 +18,11 @@ import pandas as pd
 
 from analysis.config import FitConfig, Form, Objective
 from analysis.fitting.repeated import OVERRUN
-from analysis.fitting.values import Floats, Refused
+from analysis.fitting.values import Floats, ParametricFit, Refused
 from analysis.ingest.frames import flat
 from analysis.report.page import definitions, subheading
 from analysis.report.style import interval_text, number_of
-from analysis.result import Approach, Envelope, FitResult, Isoflop, Parametric
+from analysis.result import Approach, Envelope, FitResult, Isoflop, Parametric, once
 from analysis.text import count_text, flops_text
 from analysis.version import version_of
 
@@ -34,7 +34,6 @@ PARAMS = {
 }
 FLOPS = {
     "matmul": "every dense matmul with full attention, forward and backward",
-    "6nd": "6 times total parameters times tokens",
     "chinchilla": "as in appendix F of Hoffmann et al. 2022",
     "logged": "as the source gives them",
 }
@@ -68,14 +67,20 @@ def fit_card(fit: FitResult) -> str:
     return "\n".join(subheading(title) + definitions(part(fit)) for title, part in parts.items())
 
 
+def flops_meaning(fit: FitResult, count: str) -> str:
+    """What C counts in a fit; "" for a count that has no words here."""
+    counted = {"total": "total ", "non_embedding": "non-embedding "}.get(fit.params_of_6nd or "", "")
+    return f"6 times {counted}parameters times tokens" if count == "6nd" else FLOPS.get(count, "")
+
+
 def _law(fit: FitResult) -> Items:
     rows, conventions, cost = fit.primary.rows, fit.primary.conventions, fit.primary.cost
-    three = fit.primary.parametric
+    three, meaning = fit.primary.parametric, flops_meaning(fit, conventions.flops) or conventions.flops
     yield "Form", FORMS[three.fit.form] if isinstance(three, Parametric) else FORMS[Form.free] + "; refused"
     yield "Power laws", "N* ∝ C^a and D* ∝ C^b; Approaches 1 and 2 fit them to log N* and log D* by least squares"
     yield "N", f"{PARAMS.get(conventions.params, conventions.params)}; {_range(rows.params, count_text)}"
     yield "D", f"training tokens; {_range(rows.tokens, count_text)}"
-    yield "C", f"training FLOPs, {FLOPS.get(conventions.flops, conventions.flops)}; {_range(rows.flops, flops_text)}"
+    yield "C", f"training FLOPs, {meaning}; {_range(rows.flops, flops_text)}"
     yield "L", f"{conventions.loss}; {_range(rows.loss, '{:.4g}'.format)}"
     yield "D / N", _range(rows.tokens / rows.params, count_text)
     power = "N" if cost.exponent == 1 else f"N^{cost.exponent:.4g}"
@@ -141,7 +146,7 @@ def _fitting(fit: FitResult) -> Items:
     if isinstance(three, Parametric):
         found = three.fit.certificate
         yield "Approach 3, objective", OBJECTIVES[three.fit.how].format(delta=three.fit.delta)
-        yield "Least objective", f"{three.fit.objective:.6g}"
+        yield "Least objective", f"{three.fit.objective:.6g}{above_text(three.fit)}"
         yield "Optimiser", "Newton's method with the exact Hessian, damped, on (log A, log B, E, alpha, beta)"
         starts = "the best of a grid of (alpha, beta) on which the law is linear in E, A and B"
         agreeing = f"of which {found.starts_agreeing} ended at the best objective"
@@ -152,6 +157,14 @@ def _fitting(fit: FitResult) -> Items:
         )
         yield "Condition number", count_text(found.condition)
         yield "Not determined by the data", ", ".join(found.unidentified) or "none of the five parameters"
+
+
+def above_text(fit: ParametricFit) -> str:
+    """What a start found below the law's own objective; "" where nothing."""
+    if not fit.above_lowest:
+        return ""
+    above = f"{100 * fit.above_lowest:.2g} % above the lowest of any start"
+    return f" of a law; {above}, where the losses do not fall with N or D"
 
 
 def _trust(fit: FitResult) -> Items:
@@ -171,10 +184,10 @@ def _trust(fit: FitResult) -> Items:
     if isinstance(test, Refused):
         yield "Validation", f"none: {test.reason}"
         return
-    inside, count = test.coverage_of_losses()
-    told = f"{number_of(len(test.loss), 'origin')}, {inside} of {count} held-out losses inside their intervals"
-    reach = max(float(at.flops.max()) / at.fitted_to for at in test.loss)
-    yield "Validation", f"backtest from {told}, up to {count_text(reach)} times the C fitted"
+    each = once(test.loss)
+    told = f"{each.inside} of {each.measured} held-out losses inside their intervals"
+    reach = f", up to {count_text(each.reach)} times the C fitted" if each.reach else ""
+    yield "Validation", f"backtest from {number_of(len(test.loss), 'origin')}, {told}{reach}"
     last = test.loss[-1]
     yield "Error beyond the data", f"{100 * np.expm1(last.error):.2g} % of the loss, the largest budget left out"
 

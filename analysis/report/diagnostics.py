@@ -130,10 +130,10 @@ def approach_keys() -> list[Key]:
     return [Key(title, style.COLOURS[name]) for name, title in style.TITLES.items()]
 
 
-def repeated(found: RepeatedFit, tokens: Floats, unique: Floats) -> list[Panel]:
+def repeated(found: RepeatedFit) -> list[Panel]:
     """What repeated tokens are worth, and the residuals of that law against the repetitions."""
     r_d = found.r_d.value
-    epochs = np.where(np.isfinite(unique), tokens / unique, 1.0).clip(1.0)
+    epochs = np.clip(found.tokens / found.unique_tokens, 1.0, None)
     most = max(float(epochs.max()), 2.0)
     x = plot.log_axis("epochs: D / unique tokens", 1 / 1.1, most * 1.2, "{:g}".format)
     panels = []

@@ -52,10 +52,10 @@ def repeated(page: Page, fit: FitResult) -> None:
         "saturate likewise with R_N* (Muennighoff et al. 2023, equations 5 and 6). "
         f"{found.starts_agreeing} of {found.starts} starts ended at the best objective, {found.objective:.6g}."
     )
-    parts = [paragraph(about), numbers.repeated(found)]
-    unique = fit.points["unique_tokens"].to_numpy(dtype=float)
-    if len(found.residuals) == len(unique):
-        panels = diagnostics.repeated(found, fit.primary.rows.tokens, unique)
-        caption = "The dotted line is what fresh tokens are worth. Residuals: one dot for each row."
-        parts.append(page.charts("repeated", panels, caption))
-    page.section(heading, *parts)
+    panels = diagnostics.repeated(found)
+    caption = (
+        "The dotted line is what fresh tokens are worth. Residuals: one dot for each row, those included that the "
+        "other fits leave out for their repetitions."
+    )
+    charts = page.charts("repeated", panels, caption)
+    page.section(heading, paragraph(about), numbers.repeated(found), charts)

@@ -13,7 +13,7 @@ from pathlib import Path
 from analysis.config import Form
 from analysis.fitting.values import Estimate, Refused
 from analysis.report import style, views
-from analysis.report.card import FLOPS, PARAMS
+from analysis.report.card import PARAMS, above_text, flops_meaning
 from analysis.report.numbers import COEFFICIENTS
 from analysis.result import Conventions, FitResult, Parametric
 from analysis.text import SHORT_TITLES, THREE, count_text
@@ -116,9 +116,9 @@ def law(fit: FitResult) -> str:
     if not isinstance(three, Parametric) or not three.quotable:
         return ""
     body = [_row([SYMBOLS.get(name, f"${name}$"), *_ends(getattr(three, name))]) for name in COEFFICIENTS]
-    found = three.fit.certificate
+    found, above = three.fit.certificate, escape(above_text(three.fit))
     caption = (
-        f"Approach 3: {FORMS[three.fit.form]}. Least objective {_six(three.fit.objective)}, "
+        f"Approach 3: {FORMS[three.fit.form]}. Least objective {_six(three.fit.objective)}{above}, "
         f"{found.starts_agreeing} of {found.starts} starts at it. "
     )
     if found.unidentified:
@@ -153,7 +153,7 @@ def _basis(fit: FitResult, counted: Sequence[Conventions]) -> str:
     """What a caption must state."""
     interval = fit.interval
     params = {at.params: f"{style.COUNTS.get(at.params, at.params)}, {PARAMS.get(at.params, '')}" for at in counted}
-    flops = {at.flops: f"{at.flops}, {FLOPS.get(at.flops, '')}" for at in counted}
+    flops = {at.flops: f"{at.flops}, {flops_meaning(fit, at.flops)}" for at in counted}
     group = "".join(f"{name} = {value}; " for name, value in fit.group.items())
     level = style.interval_text(interval.level)
     return (

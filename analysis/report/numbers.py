@@ -11,7 +11,7 @@ from analysis.frontier import if_it_holds
 from analysis.planning.lackoffit import LackOfFit
 from analysis.report import style, views
 from analysis.report.page import Cell, table
-from analysis.result import Backtest, FitResult, Holdout, Isoflop, Optimum, Parametric
+from analysis.result import Backtest, FitResult, Holdout, Isoflop, Optimum, Parametric, once
 from analysis.text import SHORT_TITLES, count_text, estimate_text, flops_text, prediction_text
 
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
@@ -124,9 +124,10 @@ def backtest(test: Backtest) -> str:
     for name, held in views.foretold(test).items():
         rows.append("Loss, Approach 3" if name == "loss" else f"N*, {style.TITLES[name]}")
         rows += [_origin(at) for at in held]
-        inside, count = test.coverage_of_losses() if name == "loss" else test.coverage(name)
         if len(held) > 1:
-            rows.append(("all", "", str(count), "", _share(inside, count), _law_share(held), "", ""))
+            each = once(held)
+            shares = (_share(inside, each.measured) for inside in (each.inside, each.law_inside))
+            rows.append(("all, each once", "", f"{each.measured:,}", "", *shares, "", ""))
     head = ("Fitted to C", "Rows", "Held out", "Reach", "Inside", "Inside, law alone", "Off by", "Bias")
     return table(head, rows, "lrrrrrrr")
 
@@ -166,11 +167,6 @@ def _held(fit: FitResult, name: str) -> Cell:
 
 def _share(inside: int, count: int) -> str:
     return f"{inside} of {count} ({100 * inside / count:.0f} %)"
-
-
-def _law_share(held: Sequence[Holdout]) -> str:
-    count = sum(len(at.measured) for at in held)
-    return _share(round(sum(at.law_coverage * len(at.measured) for at in held)), count)
 
 
 def _optimum(at: Optimum) -> Iterator[Cell]:

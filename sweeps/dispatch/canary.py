@@ -10,10 +10,11 @@ from sweeps.dispatch import slurm
 from sweeps.dispatch.jobs import Job, open_jobs, write_job
 from sweeps.dispatch.resources import limit
 from sweeps.paths import SweepFolder
+from trainer.runfolder import DIVERGED, DONE
 
 
 def set_limits(path: Path, canary: Job) -> None:
-    """Lower the limits of the jobs that wait for the job of ``path``, which has just succeeded.
+    """Lower the limits of the jobs that wait for the job of ``path``, which has just ended well.
 
     They may take as many times what was planned of them as the canary did, and the margin. A SLURM that does not
     answer leaves them what they have.
@@ -34,8 +35,22 @@ def set_limits(path: Path, canary: Job) -> None:
             write_job(place, replace(job, resources={**job.resources, "minutes": minutes}))
 
 
+def may_follow(path: Path, canary: Job) -> bool:
+    """Whether the jobs that wait for the job of ``path`` may start: not if it was taken back."""
+    folder = SweepFolder(path.parents[2], path.parents[1].name)
+    waiting = any(job.canary == path.name for job in open_jobs(folder).values())
+    return not waiting or _all(folder, canary, {DONE, DIVERGED})
+
+
+def _all(folder: SweepFolder, canary: Job, verdicts: set[str]) -> bool:
+    points = [folder.run(run).points() for run in canary.runs]
+    return all(found and {record["verdict"] for record in found.values()} <= verdicts for found in points)
+
+
 def _minutes(folder: SweepFolder, canary: Job) -> float | None:
-    """What the canary's run took, over all its attempts; None where one of them vanished."""
+    """What the canary's run took, over all its attempts; None where it is not done, or one of them vanished."""
+    if not _all(folder, canary, {DONE}):
+        return None
     attempts = [attempt for run in canary.runs for attempt in folder.run(run).attempts()]
     if not attempts or not all(isinstance(attempt.get("end"), int | float) for attempt in attempts):
         return None

@@ -61,7 +61,7 @@ class Job:
     canary: str | None = None
     """slurm: the job that must succeed before this one starts; its speed then sets this one's time limit."""
     work_minutes: float = 0.0
-    """slurm: planned, of the longest task, without"""
+    """slurm: planned, of the longest task, without the margin"""
     margin: float = 1.0
     """slurm: the factor between that and the time limit."""
     code: str | None = None
@@ -111,6 +111,12 @@ def open_jobs(folder: SweepFolder) -> dict[Path, Job]:
     return {path: job for path, job in found.items() if job is not None}
 
 
+def unreadable_jobs(folder: SweepFolder) -> list[Path]:
+    """Jobs that have a record which cannot be read, and may live."""
+    paths = (path.parent for path in sorted(folder.jobs.glob("*/job.json")) if not (path.parent / "ended").exists())
+    return [path for path in paths if read_job(path) is None]
+
+
 def tasks(jobs: Mapping[Path, Job], view: View = NOBODY) -> list[Task]:
     """Every task of the jobs, and whether it lives."""
     return [task for path, job in jobs.items() for task in _tasks(path, job, view)]
@@ -121,7 +127,7 @@ def _tasks(path: Path, job: Job, view: View) -> Iterable[Task]:
         yield Task(job=path, index=0, runs=job.runs, lives=lives(path, job))
         return
     # A queue looked at before the job was submitted cannot have it; one just asked for may not have it yet.
-    early = view.taken < job.submitted or (job.job_id is None and time.time() - job.submitted < START_SECONDS)
+    early = view.taken < job.submitted + (START_SECONDS if job.job_id is None else 0)
     for index, runs in enumerate(job.tasks):
         seen = view.tasks.get((queue_name(path), index))
         known = seen.lives if seen is not None else early or view.stale is not None

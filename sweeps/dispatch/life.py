@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.dispatch import slurm
-from sweeps.dispatch.canary import set_limits
+from sweeps.dispatch.canary import may_follow, set_limits
 from sweeps.dispatch.jobs import read_job
 from sweeps.dispatch.ranks import Ranks
 from sweeps.dispatch.snapshot import changes
@@ -82,7 +82,7 @@ def live(path: Path, signals: list[int]) -> int:
         if not signals:
             if not failed and rank == 0:
                 set_limits(path, job)
-            return 1 if failed else 0
+            return 1 if failed or not may_follow(path, job) else 0
         if signal.SIGUSR2 in signals:
             if rank == 0 and worker.unfinished():
                 _requeue(worker, signals)

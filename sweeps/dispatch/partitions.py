@@ -28,7 +28,7 @@ class Partition:
 def partitions() -> dict[str, Partition]:
     """Every partition, from one sinfo."""
     found: dict[str, Partition] = {}
-    for line in ask("sinfo", "--noheader", "--format=%P|%l|%c|%m|%G|%o|%D").splitlines():
+    for line in ask("sinfo", "--all", "--noheader", "--format=%P|%l|%c|%m|%G|%o|%D").splitlines():
         parts = line.strip().split("|")
         if len(parts) != 7:
             continue

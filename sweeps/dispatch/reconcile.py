@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sweeps.config import Config, Executor, Retry
 from sweeps.dispatch.backlog import Backlog, read_backlog, settle
+from sweeps.dispatch.jobs import LOCAL, unreadable_jobs
 from sweeps.dispatch.launch import gpus_here, start_workers, worker_slots
 from sweeps.dispatch.slurm import Scheduler
 from sweeps.dispatch.state import PointState, State, inspect, orphans
@@ -22,8 +23,8 @@ from sweeps.paths import SweepFolder
 from sweeps.planning.points import Plan, PlannedPoint, run_hours, write_plan
 from trainer.config import DeviceKind, Source
 from trainer.errors import MachineFault, UserError
-from trainer.lock import Lock
-from trainer.runfolder import RunConfig, RunFolder, killed_by_limit, lost_in_a_row
+from trainer.lock import Lock, holder
+from trainer.runfolder import LOST, RunConfig, RunFolder, killed_by_limit, lost_in_a_row
 
 WRITERS = 16
 """Run folders made at the same time."""
@@ -75,7 +76,10 @@ def submit(config: Config, plan: Plan, scheduler: Scheduler, *, reopen: bool = T
             raise MachineFault(
                 f"SLURM does not answer ({backlog.stale}), so what is queued is not known; submit when it does."
             )
+        _check_jobs(folder)
         settle(folder, backlog)
+        if reopen:
+            _ask_for_again(folder, plan, backlog)
         states = inspect(folder, plan.to_dict(), config.limits.lost_attempts, backlog)
         missing = [
             point for point, state in zip(plan.points, states, strict=True) if _wanted(state, config.retry, reopen)
@@ -83,17 +87,18 @@ def submit(config: Config, plan: Plan, scheduler: Scheduler, *, reopen: bool = T
         _check_limits(config, missing)
         _check_devices(config, missing)
         slurm = config.cluster.executor is Executor.slurm
-        dispatch = Dispatch.prepare(config, folder, missing, backlog) if slurm and missing else None
+        canary = not any(state.state is State.done for state in states)
+        dispatch = Dispatch.prepare(config, folder, missing, backlog, canary=canary) if slurm and missing else None
         again = reopen and config.retry is not Retry.none
         hours = run_hours(missing)
         longest_first = sorted(missing, key=lambda point: -hours[point.run.run_id])
         runs = _open_all(folder, {point.run.run_id: point.run for point in longest_first}, retry=again)
         if dispatch is not None:
-            jobs = dispatch.start(runs, canary=not any(state.state is State.done for state in states))
+            jobs = dispatch.start(runs)
         elif slurm:
             jobs = []
         else:
-            queued = [state.run_id for state in states if state.state is State.queued]
+            queued = queued_here(states, backlog)
             jobs = start_workers(
                 config, folder, [*runs, *queued], workers_wanted(config, backlog, len(runs), len(queued))
             )
@@ -120,8 +125,22 @@ def workers_wanted(config: Config, backlog: Backlog, missing: int, queued: int) 
     if config.cluster.executor is Executor.slurm:
         return min(1, missing)
     slots, here = worker_slots(config), socket.gethostname()
-    lost = slots - sum(backlog.jobs[task.job].host == here for task in backlog.living)
+    ours = [backlog.jobs[task.job] for task in backlog.living]
+    lost = slots - sum(job.executor == LOCAL and job.host == here for job in ours)
     return max(min(slots, missing), min(lost, queued))
+
+
+def queued_here(states: Sequence[PointState], backlog: Backlog) -> list[str]:
+    """Runs that wait for a worker of a machine, not for one of SLURM's."""
+    local = {run for task in backlog.living if backlog.jobs[task.job].executor == LOCAL for run in task.runs}
+    return [state.run_id for state in states if state.state is State.queued and state.run_id in local]
+
+
+def _ask_for_again(folder: SweepFolder, plan: Plan, backlog: Backlog) -> None:
+    """Cancelled points whose worker has not left them yet, or whose task still waits, need nothing but that."""
+    for run in {point.run.run_id: folder.run(point.run.run_id) for point in plan.points}.values():
+        if run.cancel_path.exists() and (run.run_id in backlog.waiting or holder(run.path) is not None):
+            run.cancel_path.unlink(missing_ok=True)
 
 
 def open_run(folder: RunFolder, config: RunConfig, *, retry: bool) -> None:
@@ -135,7 +154,8 @@ def open_run(folder: RunFolder, config: RunConfig, *, retry: bool) -> None:
     if not attempts:  # once measured, a config is never changed
         folder.write_config(config)
     if retry and (lost_in_a_row(attempts) or killed_by_limit(attempts)):
-        folder.end_attempt(attempts[-1]["attempt"], "lost; tried again on request")
+        why = attempts[-1].get("why", LOST)
+        folder.end_attempt(attempts[-1]["attempt"], f"lost; tried again on request ({why})")
     if retry:
         folder.forget_failure()
     folder.cancel_path.unlink(missing_ok=True)
@@ -175,6 +195,15 @@ def _one_submitter(folder: SweepFolder) -> Iterator[None]:
         yield
     finally:
         folder_lock.release()
+
+
+def _check_jobs(folder: SweepFolder) -> None:
+    """Refuse to submit beside a job of which nobody can tell what it has."""
+    for path in unreadable_jobs(folder):
+        raise MachineFault(
+            f"{path / 'job.json'} cannot be read (damaged, or of another version), so what it has submitted is not "
+            "known; cancel its job if SLURM has it, remove the folder, and submit again."
+        )
 
 
 def _check_trainable(config: Config) -> None:

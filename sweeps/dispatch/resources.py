@@ -29,6 +29,8 @@ class RunCost:
     """Device-hours."""
     memory_gb: float
     """Of all its devices together."""
+    memory_factor: float = 1.0
+    """Of the host's: more than 1 where that has run out before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class Site:
     ceiling: int | None
     """Devices at once."""
     max_tasks: int | None
-    """Tasks that one may have in the queue."""
+    """Tasks that one may have in the queue besides those of the sweep that are there."""
     max_array: int
     """Tasks of one array."""
     cpus: float = math.inf
@@ -57,6 +59,8 @@ class Site:
     """Of the largest node."""
     nodes: float = math.inf
     """Of the largest partition."""
+    queued: int = 0
+    """Tasks of the sweep that are in the queue."""
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -133,7 +137,8 @@ def _resources(run: RunCost, site: Site) -> Resources:
     elif site.gpus:
         memory = None
     else:
-        memory = _power_of_two((PROCESS_GB * devices + MEMORY_MARGIN * run.memory_gb / nodes) * at_once)
+        needed = (PROCESS_GB * devices + MEMORY_MARGIN * run.memory_gb / nodes) * at_once * run.memory_factor
+        memory = _rounded(needed, site.node_memory_gb)
     workers = devices * at_once
     return Resources(
         nodes=nodes,
@@ -187,6 +192,9 @@ def _wall_hours(run: RunCost) -> float:
     return run.hours / run.devices
 
 
-def _power_of_two(gigabytes: float) -> int:
+def _rounded(gigabytes: float, node: float) -> int:
+    """Up to a power of two, so that tasks share arrays; but no further than what a node has, if that is enough."""
     power: int = 2 ** max(0, math.ceil(math.log2(gigabytes)))
-    return power
+    if power <= node:
+        return power
+    return max(math.ceil(gigabytes), math.floor(node))

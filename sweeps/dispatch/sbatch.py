@@ -89,9 +89,11 @@ def submit_arrays(
             raise refusal(error, config, array) from None
         except slurm.Silent as error:
             raise MachineFault(
-                f"{error}; {len(started)} of {len(arrays)} arrays are submitted, and the same command does the rest."
+                f"{error}; {len(started)} of {len(arrays)} arrays are submitted; the same command does the rest, a "
+                "minute from now, when it is known which of them SLURM took."
             ) from None
-        write_job(path, replace(job, job_id=ids[-1]))
+        # anew: a queue looked at while sbatch worked need not have it
+        write_job(path, replace(job, job_id=ids[-1], submitted=time.time()))
         started.append(path)
     return started
 
@@ -104,7 +106,10 @@ def script(config: Config, path: Path, array: Array, code: Path, dependency: str
     asked = _asked(config, array) | {"job_name": queue_name(path)}
     if dependency:
         asked |= {"dependency": dependency, "kill_on_invalid_dep": "yes"}
-    asked |= {name.replace("-", "_"): value for name, value in cluster.sbatch.items()}
+    own = {name.replace("-", "_"): value for name, value in cluster.sbatch.items()}
+    if {"mem_per_cpu", "mem_per_gpu"} & set(own):
+        asked["mem"] = None
+    asked |= own
     executor = submitit.SlurmExecutor(path / "submitit")
     executor.update_parameters(
         **{name: asked.get(name) for name in NAMED},

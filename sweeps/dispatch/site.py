@@ -16,15 +16,21 @@ from trainer.config import DeviceKind
 from trainer.errors import MachineFault, UserError
 
 DAY_HOURS = 24.0
+MEMORY_FIX = "set cluster.memory_gb (per device) if it truly takes less"
 OWN_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 """Folders that every machine has for itself."""
 OWN_FILESYSTEMS = ("tmpfs", "ramfs", "overlayfs")
+OURS = ("job_name", "array", "dependency")
+"""Of sbatch's options, those that only isoflop can set: by the first it finds its jobs again."""
 REASONS = (
+    (
+        "submit limit|QOS policy|MaxSubmit|QOSMax|AssocMax|Assoc.*Limit",
+        "set cluster.max_submit to what the site lets you queue, or ask for less",
+    ),
     ("account", "correct cluster.account={account}"),
     ("qos", "correct cluster.qos={qos}"),
     ("reservation", "correct cluster.reservation={reservation}"),
     ("feature|constraint", "correct cluster.constraint={constraint}"),
-    ("submit limit|MaxSubmit|QOSMax|AssocMax|Assoc.*Limit", "set cluster.max_submit to what the site lets you queue"),
     (
         "node config|memory spec|cpu count|gres",
         "no node has {need}; lower what a task asks for, or change the partition",
@@ -57,6 +63,8 @@ def find_site(config: Config, root: Path) -> Site:
         raise MachineFault(f"SLURM does not answer ({error}); nothing was submitted, try again.") from None
     chosen = _chosen(cluster, known)
     _check_root(cluster, chosen, root)
+    if most < 1:
+        raise UserError("this SLURM takes no arrays (MaxArraySize=0), which isoflop submits; ask its administrators.")
     gpus = config.device.kind is DeviceKind.cuda
     longest = min((partition.minutes for partition in chosen), default=float("inf")) / 60
     if cluster.max_hours is not None and cluster.max_hours > longest:
@@ -64,6 +72,7 @@ def find_site(config: Config, root: Path) -> Site:
             f"cluster.max_hours={cluster.max_hours:g} is over the {longest:.3g} hours that partition {_names(chosen)} "
             "allows; lower it, or choose another cluster.partition."
         )
+    _check_passed_through(cluster)
     own = str(cluster.sbatch.get("time", ""))
     if own and minutes(own) > longest * 60:
         raise UserError(
@@ -82,7 +91,7 @@ def find_site(config: Config, root: Path) -> Site:
         per_device=cluster.per_device,
         ceiling=cluster.max_gpus,
         max_tasks=cluster.max_submit,
-        max_array=most - 1,
+        max_array=max(1, most - 1),
         cpus=max((partition.cpus for partition in chosen), default=math.inf),
         node_memory_gb=max((partition.memory_mb / 1024 for partition in chosen if ours), default=math.inf),
         nodes=max((partition.nodes for partition in chosen), default=math.inf),
@@ -100,13 +109,18 @@ def check_arrays(arrays: list[Array], site: Site) -> None:
     """
     needs = [array.resources for array in arrays]
     for what, most, wanted, fix in (
-        ("CPUs on a node", site.cpus, [need.cpus for need in needs], "cluster.cpus_per_device or cluster.per_device"),
-        ("GB of memory on a node", site.node_memory_gb, [need.memory_gb or 0 for need in needs], "cluster.memory_gb"),
-        ("nodes", site.nodes, [need.nodes for need in needs], "sweep.sizes or sweep.budgets"),
+        (
+            "CPUs on a node",
+            site.cpus,
+            [need.cpus for need in needs],
+            "lower cluster.cpus_per_device or cluster.per_device",
+        ),
+        ("GB of memory on a node", site.node_memory_gb, [need.memory_gb or 0 for need in needs], MEMORY_FIX),
+        ("nodes", site.nodes, [need.nodes for need in needs], "lower sweep.sizes or sweep.budgets"),
     ):
         if max(wanted, default=0) > most:
             raise UserError(
-                f"a point needs {max(wanted)} {what}, but the partition has {most:.4g} at most; lower {fix}, or choose "
+                f"a point needs {max(wanted)} {what}, but the partition has {most:.4g} at most; {fix}, or choose "
                 "another cluster.partition."
             )
     widest = max((array.resources.nodes * array.resources.devices for array in arrays), default=0)
@@ -117,7 +131,21 @@ def check_arrays(arrays: list[Array], site: Site) -> None:
     count = sum(len(array.tasks) for array in arrays)
     if site.max_tasks is not None and count > site.max_tasks:
         raise UserError(
-            f"cluster.max_submit={site.max_tasks}, but the sweep needs {count} tasks of different resources; raise it."
+            f"cluster.max_submit={site.max_tasks + site.queued}, of which {site.queued} are taken, but the sweep needs "
+            f"{count} tasks more; raise it, or submit again when some have ended."
+        )
+
+
+def _check_passed_through(cluster: ClusterConfig) -> None:
+    """Refuse options of sbatch that would undo what isoflop relies on."""
+    for name, value in cluster.sbatch.items():
+        if name.replace("-", "_") in OURS:
+            raise UserError(f"cluster.sbatch.{name}={value} is isoflop's own to set; leave it out.")
+    limit = cluster.sbatch.get("time")
+    if isinstance(limit, int):
+        raise UserError(
+            f"cluster.sbatch.time={limit} is a number, as which YAML also reads 12:00:00; quote it, or use "
+            "cluster.max_hours."
         )
 
 

@@ -21,13 +21,18 @@ ASK_SECONDS = 20.0
 """How long a question may take."""
 SUBMIT_SECONDS = 60.0
 """How long sbatch may take: longer than SLURM's own patience with a controller that does not answer."""
-WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
 """States of a task that will run, once it is let."""
 LIVE = WAITING | {"CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
 """States of a task that runs or will."""
-INHERITED = re.compile(r"(SLURM|SBATCH|SRUN|SALLOC|SLURMD)_")
+INHERITED = re.compile(r"(SLURM|SBATCH|SRUN|SALLOC|SLURMD|SQUEUE|SINFO|SCANCEL|SACCT|SCONTROL)_")
 KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
 """Of the submitter's SLURM variables, those that say which SLURM is meant."""
+SILENCE = re.compile(
+    r"contact slurm|timed out|connection|socket|communication|slurmdbd|slurm_load|zero bytes|(message|header) length",
+    re.IGNORECASE,
+)
+"""Of what a command complains when SLURM did not answer, or its answer was lost."""
 ID_CHUNK = 500
 """Task ids in one command line."""
 
@@ -115,7 +120,7 @@ def ask(*command: str, seconds: float = ASK_SECONDS) -> str:
         return said.stdout
     lines = [line.strip() for line in said.stderr.splitlines() if line.strip() and not line.startswith("Try ")]
     why = lines[-1].removeprefix(f"{command[0]}: ").removeprefix("error: ") if lines else "no reason given"
-    if re.search(r"contact slurm|timed out|connection|socket|communication|slurmdbd|slurm_load", why, re.IGNORECASE):
+    if SILENCE.search(why):
         raise Silent(f"{command[0]}: {why}")
     raise Refused(why)
 
@@ -206,9 +211,9 @@ def cancel(ids: Sequence[str]) -> None:
     _in_chunks(["scancel"], ids)
 
 
-def release(ids: Sequence[str]) -> None:
-    """Let held tasks start."""
-    _in_chunks(["scontrol", "release"], ids)
+def release(ids: Sequence[str]) -> list[str]:
+    """Let held tasks start; returns why some may not."""
+    return _in_chunks(["scontrol", "release"], ids)
 
 
 def requeue(task: str) -> None:
@@ -221,11 +226,13 @@ def shorten(job: str, minutes: int) -> None:
     ask("scontrol", "update", f"jobid={job}", f"timelimit={minutes}")
 
 
-def _in_chunks(command: Sequence[str], ids: Sequence[str]) -> None:
+def _in_chunks(command: Sequence[str], ids: Sequence[str]) -> list[str]:
+    refused = []
     for first in range(0, len(ids), ID_CHUNK):
         try:
             ask(*command, *ids[first : first + ID_CHUNK])
-        except Refused:
-            continue
+        except Refused as error:
+            refused.append(str(error))
         except Silent as error:
             raise MachineFault(f"{error}; try again when SLURM answers.") from None
+    return refused

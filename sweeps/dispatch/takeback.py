@@ -9,6 +9,7 @@ from sweeps.dispatch.backlog import Backlog
 from sweeps.dispatch.jobs import Task
 from sweeps.dispatch.slurm import Seen
 from sweeps.paths import SweepFolder
+from sweeps.terminal import say
 from trainer.files import write_whole
 
 
@@ -28,9 +29,10 @@ def drop_idle(folder: SweepFolder, backlog: Backlog) -> None:
 def release_held(folder: SweepFolder, backlog: Backlog) -> int:
     """Let held tasks with something to do start: a controller that crashed holds what it is not sure of."""
     held = [seen.id for task, seen in _pending(backlog) if seen.held and _has_work(folder, task)]
-    if held:
-        slurm.release(held)
-    return len(held)
+    refused = slurm.release(held) if held else []
+    for why in refused:
+        say(f"SLURM does not release held tasks: {why}")
+    return 0 if refused else len(held)
 
 
 def _pending(backlog: Backlog) -> list[tuple[Task, Seen]]:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from sweeps.config import Config
 from sweeps.dispatch.backlog import Backlog
-from sweeps.dispatch.jobs import SLURM
+from sweeps.dispatch.jobs import SLURM, Task
 from sweeps.dispatch.resources import Array, RunCost, Site, arrays
 from sweeps.dispatch.sbatch import submit_arrays
 from sweeps.dispatch.site import check_arrays, find_site
 from sweeps.dispatch.snapshot import take
 from sweeps.paths import SweepFolder
 from sweeps.planning.points import PlannedPoint, run_hours
+from trainer.runfolder import OOM, RunFolder
 
 UNMEASURED = 4.0
 """How far a plan may be off before anything has been measured."""
@@ -29,6 +30,8 @@ class Dispatch:
     folder: SweepFolder
     costs: dict[str, RunCost]
     site: Site
+    first: Sequence[Array]
+    """The canary's."""
     free: int | None
     """Devices that the ceiling leaves; None without one."""
     before: Sequence[str]
@@ -36,9 +39,14 @@ class Dispatch:
 
     @classmethod
     def prepare(
-        cls, config: Config, folder: SweepFolder, missing: Sequence[PlannedPoint], backlog: Backlog
+        cls, config: Config, folder: SweepFolder, missing: Sequence[PlannedPoint], backlog: Backlog, *, canary: bool
     ) -> Dispatch:
         """Check everything that can be checked before anything is written.
+
+        Parameters
+        ----------
+        canary
+            The cheapest run goes first, if the config says so.
 
         Raises
         ------
@@ -50,7 +58,7 @@ class Dispatch:
         queued = [task for task in backlog.living if backlog.jobs[task.job].executor == SLURM]
         site = find_site(config, folder.root)
         if site.max_tasks is not None:
-            site = replace(site, max_tasks=site.max_tasks - len(queued))
+            site = replace(site, max_tasks=site.max_tasks - len(queued), queued=len(queued))
         hours = run_hours(missing)
         costs = {
             run: RunCost(
@@ -58,10 +66,20 @@ class Dispatch:
                 devices=point.devices,
                 hours=hours[run],
                 memory_gb=point.memory_gb * config.device.together,
+                memory_factor=2.0 ** _times_out_of_memory(folder.run(run)),
             )
             for run, point in {point.run.run_id: point for point in missing}.items()
         }
-        check_arrays(arrays(list(costs.values()), site), site)
+        first: list[Array] = []
+        rest = dict(costs)
+        if canary and config.cluster.canary and len(costs) > 1:
+            cheapest = min(costs.values(), key=lambda run: run.hours)
+            first = arrays([rest.pop(cheapest.run_id)], site)
+            # Nothing of the sweep has been measured: ask for plenty, which the canary's speed then lowers.
+            most = None if site.max_tasks is None else site.max_tasks - 1
+            site = replace(site, max_tasks=most, queued=site.queued + 1, margin=site.margin * UNMEASURED)
+        check_arrays([*first, *(made := arrays(list(rest.values()), site))], replace(site, max_tasks=None))
+        check_arrays(made, site)
         used = 0
         for path, living in Counter(task.job for task in queued).items():
             job = backlog.jobs[path]
@@ -71,29 +89,36 @@ class Dispatch:
             folder=folder,
             costs=costs,
             site=site,
+            first=first,
             free=None if site.ceiling is None else site.ceiling - used,
-            before=[job.job_id for path in {task.job for task in queued} if (job := backlog.jobs[path]).job_id],
+            before=list(dict.fromkeys(filter(None, (_array_id(task, backlog) for task in queued)))),
         )
 
-    def start(self, runs: Sequence[str], *, canary: bool) -> list[Path]:
-        """Submit the runs; with ``canary`` the cheapest goes first, if the config says so."""
-        costs = [self.costs[run] for run in runs]
-        first: list[Array] = []
-        if canary and self.config.cluster.canary and len(costs) > 1:
-            cheapest = min(costs, key=lambda run: run.hours)
-            costs.remove(cheapest)
-            first = arrays([cheapest], self.site)
-        if not costs:
+    def start(self, runs: Sequence[str]) -> list[Path]:
+        """Submit the runs, those that nobody else has claimed meanwhile."""
+        ours = set(runs)
+        first = [array for array in self.first if ours.issuperset(*array.tasks)]
+        ahead = {run for array in first for task in array.tasks for run in task}
+        costs = [self.costs[run] for run in runs if run not in ahead]
+        if not costs and not first:
             return []
-        # Nothing of the sweep has been measured: ask for plenty, which the canary's speed then lowers.
-        site = replace(self.site, margin=self.site.margin * UNMEASURED) if first else self.site
-        return self._submit(first, arrays(costs, site))
+        return self._submit(first, arrays(costs, self.site))
 
     def _submit(self, first: list[Array], rest: list[Array]) -> list[Path]:
         every, waits = throttled([*first, *rest], self.free, self.before)
         if first:
             waits = [waits[0], *(",".join(filter(None, ["afterok:{0}", wait])) for wait in waits[1:])]
         return submit_arrays(self.config, self.folder, every, take(self.folder), waits, canary=bool(first))
+
+
+def _array_id(task: Task, backlog: Backlog) -> str | None:
+    """SLURM's id of a task's array; from the queue where its submitter did not live to write it down."""
+    known = backlog.jobs[task.job].job_id
+    return known if known is not None or task.seen is None else task.seen.id.partition("_")[0]
+
+
+def _times_out_of_memory(run: RunFolder) -> int:
+    return sum(OOM in str(attempt.get("why", "")) for attempt in run.attempts())
 
 
 def throttled(made: Sequence[Array], free: int | None, before: Sequence[str]) -> tuple[list[Array], list[str]]:

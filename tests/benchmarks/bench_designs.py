@@ -114,11 +114,8 @@ def covered(
     """How often the bootstrap's nominal interval of N* holds the truth, over the simulated sweeps."""
     rows = rows_of(*points, 6 * points[0] * points[1], np.exp(log_loss))
     weights = resample(rows, Resample.budgets, BOOTSTRAPS, 0).weights
-    start = fit_parametric(*points, np.exp(log_loss), objective=objective)
-    assert isinstance(start, ParametricFit)
     hits = 0
-    for law, error in zip(theta, noise, strict=True):
-        near = replace(start, **dict(zip(("log_A", "log_B", "log_E", "alpha", "beta"), map(float, law), strict=True)))
+    for near, error in zip(_fits(points, log_loss, theta, noise, objective), noise, strict=True):
         many, good = refit_parametric(*points, np.exp(log_loss + error), weights, near)
         many = unshrunk(*points, np.exp(log_loss + error), weights, many[good], near)
         low, high = np.quantile(np.log(optimum(many, COST, FAR)[0]), TAILS)
@@ -198,8 +195,10 @@ def _inside_if_bent(points: Points, log_loss: Floats, theta: Floats, noise: Floa
     return np.array(out)
 
 
-def _fits(points: Points, log_loss: Floats, theta: Floats, noise: Floats) -> Iterator[ParametricFit]:
-    start = fit_parametric(*points, np.exp(log_loss))
+def _fits(
+    points: Points, log_loss: Floats, theta: Floats, noise: Floats, objective: Objective = Objective.huber
+) -> Iterator[ParametricFit]:
+    start = fit_parametric(*points, np.exp(log_loss), objective=objective)
     assert isinstance(start, ParametricFit)
     for law, error in zip(theta, noise, strict=True):
         names = dict(zip(("log_A", "log_B", "log_E", "alpha", "beta"), map(float, law), strict=True))
