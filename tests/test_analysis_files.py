@@ -106,6 +106,8 @@ def test_lines_of_jsonl_that_are_no_objects_are_listed(tmp_path: Path) -> None:
         ("a.csv", b"params,tokens,loss\n", "a header but no rows"),
         ("a.csv", b"params;tokens;loss\n1;1;1\n", "separates its columns with ';'; write it with commas"),
         ("a.csv", b"loss, loss,tokens\n1,1,1\n", "has two columns named loss; rename one"),
+        ("a.csv", b"loss,loss,tokens\n1,1,1\n", "has two columns named loss; rename one"),
+        ("a.csv", b"params,tokens,loss\n1,1,1,5\n", "rows of more cells than its header has names"),
     ],
 )
 def test_files_of_the_wrong_kind_are_refused_in_one_sentence(
@@ -343,6 +345,19 @@ def test_curves_without_tokens_can_be_read_when_told() -> None:
     frame = _curve("a").assign(flops=lambda rows: 6 * rows["params"] * rows["tokens"]).drop(columns="tokens")
     tables = read_frame(frame, fill=Fill.tokens)
     assert tables.curves["tokens"].tolist() == [1e6, 2e6, 3e6, 4e6] and tables.points["tokens"].tolist() == [4e6]
+
+
+def test_text_is_read_or_told_but_never_filled() -> None:
+    frame = pd.DataFrame({"params": 1e8, "tokens": ["1,234,567", "1.5B", None], "flops": 6e17, "loss": "3.5"})
+    tables = read_frame(frame, fill=Fill.tokens)
+    assert tables.points["tokens"].tolist() == pytest.approx([1234567, np.nan, 1e9], nan_ok=True)
+    assert tables.points["verdict"].tolist() == ["", "tokens='1.5B' is text, not a number", ""]
+    assert tables.notes[0].startswith("fit.fill=tokens: tokens of 1 of 3 rows was missing")
+
+
+def test_a_comma_at_the_end_of_rows_shifts_nothing(tmp_path: Path) -> None:
+    points = read_file(_file(tmp_path / "a.csv", "params,tokens,loss\n1e8,2e9,3.5,\n2e8,2e9,3.4,\n")).points
+    assert points[["params_total", "tokens", "loss"]].values.tolist() == [[1e8, 2e9, 3.5], [2e8, 2e9, 3.4]]
 
 
 # the public data sets
