@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.config import Fill
+from analysis.config import Fill, FitConfig
 from analysis.ingest.files import read_file
 from analysis.ingest.fill import fill_missing
 from analysis.ingest.frames import flat, read_frame
-from analysis.ingest.tables import CURVE_COLUMNS
+from analysis.ingest.tables import CURVE_COLUMNS, Tables
+from analysis.study import Study, comparable_curves
 from trainer.errors import UserError
+from trainer.shape import ParamCount
 
 POINTS = pd.DataFrame(
     {"n": [1e8, 2e8, 4e8], "tokens": [2e9, 4e9, 8e9], "c": [10**24, 2 * 10**24, 10**20], "val": [3.5, 3.1, 2.9]}
@@ -301,6 +303,17 @@ def test_integers_that_a_blank_made_floats_are_still_the_same_runs(tmp_path: Pat
     assert not any("no run of the points" in note for note in tables.notes)
     others = read_frame(ends.assign(run_id=["x", "y"]), curves.drop(columns=["params", "step"]))
     assert any(note.startswith("The curves are of no run of the points (run_id=1 beside x)") for note in others.notes)
+
+
+def test_a_negative_rate_is_an_unknown_one() -> None:
+    runs = [_curve(f"r{i}", params=1e8 * i, lr=-1.0) for i in (1, 2, 3)]
+    study = Study(*_compared(read_frame(pd.concat(runs))), FitConfig())
+    lr = study.curves(ParamCount.total, "6nd").lr
+    assert lr is not None and np.isnan(lr).all()
+
+
+def _compared(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return tables.points, comparable_curves(tables)[0]
 
 
 def test_progress_in_words_is_refused() -> None:
