@@ -56,8 +56,8 @@ def fit_tables(tables: Tables, config: FitConfig, group: Mapping[str, str] | Non
     points = cleaned.points
     if points.empty:
         raise UserError(_nothing(cleaned))
-    decayed, note = comparable_curves(cleaned)
-    study = Study(points, decayed, config)
+    logged, note = comparable_curves(cleaned)
+    study = Study(points, logged, config)
     rows = study.rows(params, flops)
     law = fit_law(rows, config)
     known = None if isinstance(law, Refused) else law
@@ -79,7 +79,7 @@ def fit_tables(tables: Tables, config: FitConfig, group: Mapping[str, str] | Non
         warnings=warnings(fits, points, test, config.resample),
         compared=_compared(primary, law, curves, config) if config.compare else {},
         repeated=_repeated(
-            Study(usable.points, decayed, config).rows(params, flops), usable.points, primary.cost, config
+            Study(usable.points, logged, config).rows(params, flops), usable.points, primary.cost, config
         ),
         notes=(*cleaned.notes, *note),
         group=dict(group or {}),

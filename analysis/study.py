@@ -29,7 +29,7 @@ class Study:
     """The rows and curves of one fit, counted in any convention."""
 
     points: pd.DataFrame
-    decayed: pd.DataFrame
+    logged: pd.DataFrame
     config: FitConfig
 
     def rows(self, params: ParamCount, flops: str) -> Rows:
@@ -49,7 +49,7 @@ class Study:
 
     def curves(self, params: ParamCount, flops: str) -> Curves:
         """The curves of the points' runs."""
-        return _curves(self.decayed, self.points, PARAMS[params], FLOPS[flops])
+        return _curves(self.logged, self.points, PARAMS[params], FLOPS[flops])
 
     def fit(self, params: ParamCount, flops: str, surface: Surface, resamples: Resamples) -> ConventionFit:
         """The three approaches under one pair of conventions."""
