@@ -14,7 +14,7 @@ from analysis.fitting.bootstrap import METHODS, resample
 from analysis.fitting.curves import Curves
 from analysis.fitting.repeated import OVERRUN, fit_repeated
 from analysis.fitting.values import Cost, Estimate, ParametricFit, Refused, RepeatedFit, Rows
-from analysis.ingest.clean import clean, flops_convention, keep_fresh, params_conventions
+from analysis.ingest.clean import clean, flops_convention, keep_fresh, params_conventions, usable_rows
 from analysis.ingest.fill import fill_missing
 from analysis.ingest.tables import Tables
 from analysis.result import Approach, ConventionFit, FitResult, Interval
@@ -43,9 +43,9 @@ def fit_tables(tables: Tables, config: FitConfig, group: Mapping[str, str] | Non
     """
     check(config)
     tables = fill_missing(tables, config.fill)
-    flops = flops_convention(tables.points, config.flops)
-    finished = tables.points[tables.points["verdict"].isin(["", "done"])]
-    params = params_conventions(finished if len(finished) else tables.points, config.params)[0]
+    meant = usable_rows(tables.points)
+    flops = flops_convention(meant, config.flops)
+    params = params_conventions(meant, config.params)[0]
     if params is not config.params and config.params is not ParamCount.total:  # total is the default
         wanted = config.params.value
         raise UserError(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.ingest.clean import clean, flops_convention, keep_where, split
+from analysis.ingest.clean import clean, flops_convention, keep_where, params_conventions, split, usable_rows
 from analysis.ingest.defects import counter_faults
 from analysis.ingest.frames import read_frame
 from analysis.ingest.tables import Tables, complete_curves
@@ -230,7 +230,47 @@ def test_points_of_runs_with_wrong_counters_are_left_out() -> None:
     assert list(reasons) == ["b"] and reasons["b"].startswith("its tokens per step range from 1e+06 to ")
 
 
+# conventions
+
+
+def test_one_blank_does_not_change_the_convention_of_all() -> None:
+    flops = 1.8 * 6 * 2e9 * 1e8 * 2.0 ** np.arange(10)
+    tables = _tables(10, flops=[*flops[:9], None])
+    assert flops_convention(tables.points, "auto") == "logged"
+    assert _reasons(tables) == {"row 10": "flops_logged is missing or not a number"}
+    few = _tables(10, flops=[*flops[:5], *[None] * 5])
+    assert flops_convention(few.points, "auto") == "6nd"
+    assert "flops_logged is given in 5 of 10 usable rows only, so flops_6nd is used instead." in _cleaned(few).notes
+    sizes = _tables(10).points.assign(params_non_embedding=7e7)
+    sizes.loc[3, "params_total"] = np.nan
+    assert params_conventions(sizes, ParamCount.total)[0] is ParamCount.total
+    failed = sizes.assign(verdict=np.where(np.arange(10) < 5, "failed: no node", ""))
+    assert usable_rows(failed).index.tolist() == [5, 6, 7, 8, 9]
+
+
+def test_seeds_and_runs_whose_rounded_losses_agree_are_no_duplicates() -> None:
+    columns = {"params": 1e8, "loss": 3.5}
+    assert len(_cleaned(_tables(4, **columns)).points) == 1
+    assert len(_cleaned(_tables(4, **columns, seed=[0, 1, 2, 2])).points) == 3
+    assert len(_cleaned(_tables(4, **columns, run_id=list("abcc"))).points) == 3
+
+
+def test_categories_and_blanks_are_kinds_of_their_own() -> None:
+    columns = {"params": 1e8 * (1 + np.arange(6) // 2), "loss": 3 - np.arange(6) / 10}
+    with pytest.raises(UserError, match=r"all 2 values of eval \(c4, pile\)"):
+        _cleaned(_tables(6, **columns, eval=pd.Categorical(["c4", "pile"] * 3)))
+    for name, words in (("corpus", "corpora"), ("loss_unit", "loss units")):
+        with pytest.raises(UserError, match=rf"2 {words} \(c4, blank\).*where=\"{name} == 'c4'\""):
+            _cleaned(_tables(4, **{name: ["c4", None, "c4", "c4"]}))
+        assert len(_cleaned(_tables(4, **{name: None})).points) == 4
+
+
 # choosing
+
+
+def test_where_takes_an_unknown_for_false() -> None:
+    tables = _tables(3, depth=pd.array([None, 2, 4], dtype="Int64"))
+    assert keep_where(tables, "depth > 3").points["point_id"].tolist() == ["row 3"]
 
 
 def test_where_lists_what_it_leaves_out_and_refuses_nonsense() -> None:

@@ -232,6 +232,80 @@ def test_points_whose_own_curves_stop_early_are_unfinished_unless_they_failed() 
     assert verdicts == ["done", "unfinished: its last row is before the end of its schedule", "diverged"]
 
 
+# rows that only look like curves
+
+
+def _fails(words: str, *frames: pd.DataFrame, **columns: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        read_frame(*frames, columns=columns, source="mine")
+    assert "\n" not in str(caught.value)
+
+
+def test_points_whose_run_ids_are_reused_are_not_taken_for_curves() -> None:
+    points = pd.DataFrame({"run_id": ["a", "b"] * 3, "step": 1000, "params": 1e8, "tokens": 1e9, "loss": 3.0})
+    _fails(
+        r"^in mine several rows of run_id=a, read as one curve, have a loss at step=1000; .* rename run_id if", points
+    )
+    _fails(r"several rows of run_id=a, .* at progress=1; ", points.drop(columns="step").assign(progress=1.0))
+    sizes = points.assign(step=np.arange(6), params=1e8 * np.arange(1, 7))
+    _fails(r"the rows of run_id=a, .* several params_total \(1e\+08 to 5e\+08\); give each run a run_id of its", sizes)
+    curve = _curve("a")
+    assert "8 rows are taken as the curves of 2 runs." in read_frame(pd.concat([curve, _curve("b")])).notes
+    logged_apart = pd.concat([curve, curve.assign(loss=np.nan, train_loss=5.0)])  # as loggers write them
+    assert len(read_frame(logged_apart).points) == 1
+
+
+def test_several_evaluations_of_one_curve_are_refused() -> None:
+    both = pd.concat([_curve("a", eval="c4"), _curve("a", eval="code")])
+    _fails(r"run_id=a, .* at step=1; .*filter the file to one first, as where= and group_by= choose among", both)
+    ends = _curve("a").tail(1).drop(columns="step")
+    _fails(r"^in the curves of mine several rows of run_id=a", ends, both.drop(columns="params"))
+    resumed = pd.concat([_curve("a"), _curve("a").tail(1)])
+    assert len(read_frame(ends, resumed).curves) == 5
+
+
+def test_a_curve_is_of_the_loss_that_its_points_have() -> None:
+    frame = _curve("a").assign(val_loss=lambda rows: rows["loss"] + 0.3)
+    _fails(
+        r"the columns loss and val_loss, which differ \(run_id=a ends at 4\.6 and 4\.9\); .* columns\.loss=val", frame
+    )
+    assert read_frame(frame.assign(val_loss=frame["loss"])).points["loss"].tolist() == [4.6]
+    for name, end in (("loss", 4.6), ("val_loss", 4.9)):
+        tables = read_frame(frame, columns={"loss": name})
+        assert (tables.points["loss"].iloc[0], tables.curves["val_loss"].iloc[-1]) == pytest.approx((end, end))
+    other = read_frame(frame.rename(columns={"loss": "c4"}), columns={"loss": "c4"})
+    assert other.points["loss"].iloc[0] == other.curves["val_loss"].iloc[-1] == 4.6
+    ends = frame.tail(1)[["run_id", "params", "tokens", "val_loss"]]
+    assert read_frame(ends, frame).curves["val_loss"].iloc[-1] == pytest.approx(4.9)
+    _fails(r"the columns loss and val_loss, which differ", ends.rename(columns={"val_loss": "loss"}), frame)
+
+
+def test_a_last_row_without_a_loss_does_not_cost_the_run() -> None:
+    frame = _curve("a", rows=100)
+    late = read_frame(frame.assign(loss=frame["loss"].where(frame["step"] < 98))).points
+    assert (late["tokens"].tolist(), late["loss"].tolist()) == ([97e6], pytest.approx([5 - 9.7]))
+    early = read_frame(frame.assign(loss=frame["loss"].where(frame["step"] <= 40))).points
+    assert early["verdict"].tolist() == ["unfinished: its last loss is at 40% of its tokens, and later rows have none"]
+    assert read_frame(frame.assign(loss=np.nan)).points["loss"].isna().tolist() == [True]
+
+
+def test_integers_that_a_blank_made_floats_are_still_the_same_runs(tmp_path: Path) -> None:
+    curves = pd.concat([_curve(1), _curve(2)])  # type: ignore[arg-type]
+    ends = curves[curves["step"] == 4].drop(columns="step")
+    points = _file(tmp_path / "points.csv", ends.to_csv(index=False))
+    file = _file(tmp_path / "curves.csv", curves[["run_id", "tokens", "loss"]].to_csv(index=False) + ",5,3\n")
+    tables = read_file(points, curves=file)
+    assert tables.curves["run_id"].tolist() == ["1"] * 4 + ["2"] * 4
+    assert not any("no run of the points" in note for note in tables.notes)
+    others = read_frame(ends.assign(run_id=["x", "y"]), curves.drop(columns=["params", "step"]))
+    assert any(note.startswith("The curves are of no run of the points (run_id=1 beside x)") for note in others.notes)
+
+
+def test_progress_in_words_is_refused() -> None:
+    _fails(r"^progress=25% is not a number; write it as a share", _curve("a", progress=["25%", "50%", "75%", "100%"]))
+    assert read_frame(_curve("a", progress=["0.25", None, "", "1"])).points["verdict"].tolist() == ["done"]
+
+
 # missing numbers
 
 

@@ -16,6 +16,8 @@ from trainer.shape import ParamCount
 PARAMS = {ParamCount.total: "params_total", ParamCount.non_embedding: "params_non_embedding"}
 FLOPS = {"matmul": "flops_matmul", "logged": "flops_logged", "6nd": "flops_6nd", "chinchilla": "flops_chinchilla"}
 """C conventions, in the order that ``auto`` prefers them."""
+MOST = 0.8
+"""A column that this share of the usable rows fill is the one meant, and its blanks are left out and listed."""
 SPELLINGS = {"sixnd": "6nd"}
 """How config groups write a convention, which read closed choices by name."""
 
@@ -38,7 +40,7 @@ def keep_where(tables: Tables, where: str | None) -> Tables:
         raise UserError(f"where={where!r} is no query of the columns {columns}: {reason}.") from None
     if not (isinstance(chosen, pd.Series) and pd.api.types.is_bool_dtype(chosen) and len(chosen) == len(tables.points)):
         raise UserError(f"where={where!r} is no query of the columns {columns}: it is true or false of no row.")
-    kept = tables.points.index[chosen.to_numpy(dtype=bool)]
+    kept = tables.points.index[chosen.fillna(False).to_numpy(dtype=bool)]
     dropped = tables.points.index.difference(kept, sort=False)
     reason = f"where={where} leaves it out"
     excluded = tuple(Exclusion(row=str(tables.points.loc[i, "point_id"]), reason=reason) for i in dropped)
@@ -93,7 +95,8 @@ def clean(tables: Tables, params: ParamCount, flops: str) -> Tables:
     for reason, bad in defects(points, tables.curves, n, c):
         reasons = reasons.mask((reasons == "") & bad, reason)
     good = points[reasons == ""]
-    twin = good.duplicated(subset=[n, "tokens", c, "loss"], keep="first")
+    named = good["run_id"].mask(good["run_id"].str.fullmatch(r"row \d+"), "")  # else every row is a run of its own
+    twin = good.assign(run_id=named).duplicated(subset=[n, "tokens", c, "loss", "seed", "run_id"], keep="first")
     reasons[twin[twin].index] = "a duplicate: an earlier row has the same N, D, C and loss"
     excluded = tuple(
         Exclusion(row=str(name), reason=reason)
@@ -101,7 +104,7 @@ def clean(tables: Tables, params: ParamCount, flops: str) -> Tables:
         if reason
     )
     good = good[~twin]
-    notes = () if good.empty else tuple(check_comparable(good, n, c))
+    notes = () if good.empty else (*_unused(usable_rows(points), n, c), *check_comparable(good, n, c))
     return replace(tables, points=good, excluded=tables.excluded + excluded, notes=tables.notes + notes)
 
 
@@ -118,15 +121,30 @@ def keep_fresh(tables: Tables, epochs: float | None) -> Tables:
     return replace(tables, points=tables.points[~stale], excluded=tables.excluded + excluded)
 
 
+def usable_rows(points: pd.DataFrame) -> pd.DataFrame:
+    """The finished rows with a loss, by which conventions are chosen; all where there are none."""
+    good = points["verdict"].isin(["", "done"]) & (points["loss"] > 0)
+    return points[good] if good.any() else points
+
+
+def _unused(points: pd.DataFrame, params: str, flops: str) -> Iterator[str]:
+    """Columns that would be preferred but for their blanks, in sentences."""
+    for columns, used in ((list(PARAMS.values()), params), (list(FLOPS.values()), flops)):
+        for column in columns[: columns.index(used)]:
+            given = int((points[column] > 0).sum())
+            if 0 < given < MOST * len(points):
+                yield f"{column} is given in {given} of {len(points)} usable rows only, so {used} is used instead."
+
+
 def params_conventions(points: pd.DataFrame, first: ParamCount) -> list[ParamCount]:
-    """The N conventions that every row carries (``first`` foremost), else those that any row carries."""
+    """The N conventions that nearly every row carries (``first`` foremost), else those that any row carries."""
     order = sorted(PARAMS, key=lambda count: count != first)
-    full = [count for count in order if (points[PARAMS[count]] > 0).all()]
+    full = [count for count in order if (points[PARAMS[count]] > 0).mean() >= MOST]
     return full or [count for count in order if (points[PARAMS[count]] > 0).any()] or [first]
 
 
 def flops_convention(points: pd.DataFrame, wanted: str) -> str:
-    """A key of ``FLOPS``: ``wanted``, or for ``auto`` the one that most rows have, of equals the first.
+    """A key of ``FLOPS``: ``wanted``, or for ``auto`` the first that nearly all rows have, else that most have.
 
     Raises
     ------
@@ -135,7 +153,8 @@ def flops_convention(points: pd.DataFrame, wanted: str) -> str:
     """
     if wanted == "auto":
         filled = {name: int((points[column] > 0).sum()) for name, column in FLOPS.items()}
-        return max(filled, key=lambda name: filled[name])
+        nearly = (name for name, count in filled.items() if len(points) and count >= MOST * len(points))
+        return next(nearly, max(filled, key=lambda name: filled[name]))
     wanted = SPELLINGS.get(wanted, wanted)
     if wanted not in FLOPS:
         raise UserError(f"fit.flops={wanted} is not a way to count FLOPs; choose auto, {', '.join(FLOPS)}.")

@@ -91,9 +91,9 @@ def _evaluations(points: pd.DataFrame, params: str, flops: str) -> Iterator[str]
     for name in points.columns.difference(list(POINT_COLUMNS), sort=False):
         if str(name).startswith(AXIS):  # a sweep's own axes have a warning of their own
             continue
-        if points[name].dtype != object and not isinstance(points[name].dtype, pd.StringDtype):
+        if points[name].dtype != object and not isinstance(points[name].dtype, pd.StringDtype | pd.CategoricalDtype):
             continue
-        values = points[name].dropna().map(str)
+        values = points[name].dropna().astype(object).map(str)
         count = values.nunique()
         if not 2 <= count <= VALUES:
             continue
@@ -116,9 +116,9 @@ def _evaluations(points: pd.DataFrame, params: str, flops: str) -> Iterator[str]
 
 
 def _one_of(points: pd.DataFrame, column: str, plural: str) -> None:
-    values = [value for value in points[column].unique() if value]
+    values = sorted(points[column].unique(), key=lambda value: value == "")  # the blank is none of the others
     if len(values) > 1:
-        shown = ", ".join(map(str, values[:4])) + (", ..." if len(values) > 4 else "")
+        shown = ", ".join(value or "blank" for value in values[:4]) + (", ..." if len(values) > 4 else "")
         raise UserError(
             f"the rows come from {len(values)} {plural} ({shown}), whose losses do not compare; "
             f"choose one with where=\"{column} == '{values[0]}'\" or fit each one with group_by={column}."

@@ -28,8 +28,12 @@ ROW = " row"  # a name that no column has, as theirs are stripped
 NAMES = (*ALIASES, *POINT_COLUMNS, "step", "progress", "train_loss", "val_loss")
 UNFINISHED = "unfinished: its last row is before the end of its schedule"
 NEARLY = 0.95
-MOST_PROGRESS = 1.01  # a last batch may overshoot
 """A run whose last row is at this share of its schedule has finished; loggers often miss the very last update."""
+MOST_PROGRESS = 1.01  # a last batch may overshoot
+ALIKE = 0.01
+"""Relative difference of one run's sizes, or of one loss in two columns, that rounding explains."""
+COPIED = 0.5
+"""If more of the curves' rows than this repeat a step, they are several evaluations, not a run that was resumed."""
 LISTED = 40
 """Columns that an error names, at most."""
 
@@ -76,7 +80,7 @@ def read_frame(
     ------
     UserError
         If a frame has no rows or two columns of one name, parameters, tokens or loss are not found, ``columns`` names
-        what is not there, or ``fill`` is unknown.
+        what is not there, ``fill`` is unknown, the rows of a run are no curve, or its losses are told twice.
     """
     fill = chosen(Fill, fill, "fit.fill")
     columns = dict(columns or {})
@@ -91,9 +95,10 @@ def read_frame(
         notes.append("N is taken for all parameters; map columns.params_non_embedding instead if it leaves some out.")
     table[ROW] = [f"row {i}" for i in range(1, len(table) + 1)]
     if steps is not None:
-        return _with_curves(table, _ours(steps, columns), source, notes)
+        origin = columns.get("loss", "loss" if "loss" in raw else "val_loss")
+        return _with_curves(table, _one_loss(_ours(steps, columns), columns, source, origin), source, notes)
     if _is_curves(table):
-        return _from_curves(table, source, notes)
+        return _from_curves(_one_loss(table, columns, source, "loss"), source, notes)
     return Tables(source=source, points=_points(table), curves=complete_curves(_NO_CURVES), notes=tuple(notes))
 
 
@@ -169,8 +174,19 @@ def _ours(raw: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     table = pd.DataFrame(found | further).copy()
     for name in found:
         if NUMBER in (POINT_COLUMNS.get(name), CURVE_COLUMNS.get(name)):
-            table[name] = numbers(table[name])
+            given, table[name] = table[name], numbers(table[name])
+            text = given[table[name].isna() & given.notna()].map(str)
+            if name == "progress" and (wrong := [value for value in text if value.strip().lower() not in ("", "nan")]):
+                raise UserError(
+                    f"progress={wrong[0]} is not a number; write it as a share of the schedule (50 % is 0.5)."
+                )
+        elif name.endswith("_id") and table[name].dtype.kind == "f":  # one blank makes floats of integers
+            table[name] = pd.Series(list(map(_whole, table[name])), index=table.index, dtype=object)
     return table
+
+
+def _whole(value: float) -> float | int:
+    return int(value) if value.is_integer() else value
 
 
 def _flops(table: pd.DataFrame, source: str) -> list[str]:
@@ -203,17 +219,78 @@ def _is_curves(table: pd.DataFrame) -> bool:
     return "run_id" in table and clock and bool(table["run_id"].duplicated().any())
 
 
+def _check_curves(table: pd.DataFrame, source: str, most: float = 0.0) -> None:
+    """Refuse runs of several sizes, or with several losses at one step in more than the share ``most`` of the rows."""
+    by_run = table.groupby("run_id", sort=False, observed=True)
+    for size in (name for name in SIZES if name in table):
+        low, high = by_run[size].min(), by_run[size].max()
+        several = low.index[high > low * (1 + ALIKE)]
+        if len(several):
+            run = several[0]
+            raise UserError(
+                f"in {source} the rows of run_id={run}, read as one curve, are of several {size} ({low[run]:.4g} to "
+                f"{high[run]:.4g}); give each run a run_id of its own, or rename run_id if each row is a point."
+            )
+    clock = next(name for name in ("step", "progress", "tokens") if name in table)
+    losses = [name for name in ("loss", "val_loss") if name in table] or ["train_loss"]
+    known = table[table[losses].notna().any(axis=1) & table[clock].notna()]
+    twice = known.duplicated(subset=["run_id", clock], keep=False)
+    if len(known) and twice.mean() > most:
+        first = known[twice].iloc[0]
+        raise UserError(
+            f"in {source} several rows of run_id={first['run_id']}, read as one curve, have a loss at "
+            f"{clock}={first[clock]:g}; keep one row per run and {clock} (of several evaluations filter the file to "
+            "one first, as where= and group_by= choose among points), or rename run_id if each row is a point."
+        )
+
+
+def _one_loss(table: pd.DataFrame, columns: Mapping[str, str], source: str, origin: str) -> pd.DataFrame:
+    """The table of curves whose ``val_loss`` is what the points' losses are, from the column ``origin``."""
+    if "loss" not in table or "run_id" not in table:
+        return table
+    if "val_loss" in table and "loss" not in columns and origin != "val_loss":
+        loss, val_loss = (table.groupby("run_id", observed=True)[name].last() for name in ("loss", "val_loss"))
+        differ = (loss / val_loss - 1).abs() > 1e-6
+        if differ.any():
+            run: Any = differ.idxmax()
+            raise UserError(
+                f"{source} has the columns loss and val_loss, which differ (run_id={run} ends at {loss[run]:.4g} and "
+                f"{val_loss[run]:.4g}); say which one to fit with columns.loss=val_loss or columns.loss=loss."
+            )
+    if "val_loss" in table and (origin == "val_loss" and "loss" not in columns):
+        return table
+    return table.assign(val_loss=table["loss"])
+
+
 def _from_curves(table: pd.DataFrame, source: str, notes: list[str]) -> Tables:
     """Curves, and the last row of each run as its point; a run without a usable last row is cleaned out later."""
     good = np.isfinite(table["tokens"]) & table["run_id"].notna()
     lost = tuple(
         Exclusion(row=str(row), reason="run_id or tokens is missing or not a number") for row in table.loc[~good, ROW]
     )
+    _check_curves(table[good], source)
     told = "progress" in table  # a horizon is held against the tokens when rows are cleaned
     curves, short = _progressed(table[good], notes)
-    last = curves.groupby("run_id", sort=False, observed=True).tail(1)
+    last = _last_losses(curves)
+    notes.append(f"{len(curves)} rows are taken as the curves of {len(last)} runs.")
     ends = _ended(last.assign(point_id=last["run_id"].map(str)), short if told else set())
     return Tables(source=source, points=_points(ends), curves=_curves(curves), excluded=lost, notes=tuple(notes))
+
+
+def _last_losses(curves: pd.DataFrame) -> pd.DataFrame:
+    """Each run's last row; if that has no loss the last that has one, with a verdict if it is far from the end."""
+    by_run = curves.groupby("run_id", sort=False, observed=True)
+    known = curves["loss"].notna()
+    some = known.groupby(curves["run_id"], observed=True).transform("any")
+    last = curves[known | ~some].groupby("run_id", sort=False, observed=True).tail(1)
+    share = last["tokens"] / by_run["tokens"].transform("max")[last.index]
+    early = last["loss"].notna() & (share < NEARLY)
+    if not early.any():
+        return last
+    verdict = last["verdict"] if "verdict" in last else pd.Series("", index=last.index, dtype=object)
+    told = share.map(lambda at: f"unfinished: its last loss is at {at:.0%} of its tokens, and later rows have none")
+    blank = verdict.fillna("").isin(["", "done"])
+    return last.assign(verdict=verdict.astype(object).mask(early & blank, told))
 
 
 def _with_curves(table: pd.DataFrame, steps: pd.DataFrame, source: str, notes: list[str]) -> Tables:
@@ -224,6 +301,13 @@ def _with_curves(table: pd.DataFrame, steps: pd.DataFrame, source: str, notes: l
     if missing:
         raise UserError(f"the curves of {source} have no column {', '.join(missing)}; rename theirs, or map columns.")
     steps = steps[np.isfinite(steps["tokens"]) & steps["run_id"].notna()]
+    table, steps = (part.assign(run_id=part["run_id"].map(str, na_action="ignore")) for part in (table, steps))
+    _check_curves(steps, f"the curves of {source}", COPIED)
+    if len(steps) and not steps["run_id"].isin(table["run_id"]).any():
+        notes.append(
+            f"The curves are of no run of the points (run_id={steps['run_id'].iloc[0]} beside "
+            f"{table['run_id'].iloc[0]}), so Approach 1 has none; give both the same run_id."
+        )
     for name in ("horizon", "tokens"):  # where nothing tells the end of the schedule, the point itself does
         if name in table and "horizon" not in steps:
             runs = table.drop_duplicates("run_id").set_index("run_id")
@@ -259,10 +343,8 @@ def _ended(points: pd.DataFrame, unfinished: set[Any]) -> pd.DataFrame:
 
 
 def _curves(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns of a curve; a plain loss is taken for the validation's."""
+    """The columns of a curve."""
     flops = next((name for name in ("flops_logged", "flops_matmul", "flops_6nd") if name in table), None)
     if flops is not None:
         table = table.assign(flops=table[flops])
-    if "val_loss" not in table and "loss" in table:
-        table = table.assign(val_loss=table["loss"])
     return complete_curves(table[[name for name in CURVE_COLUMNS if name in table]])
