@@ -115,5 +115,5 @@ def _curves(curves: pd.DataFrame, points: pd.DataFrame, params: str, flops: str)
         flops=(per_token[codes] * tokens)[good],
         loss=loss[good],
         progress=progress[good],
-        lr=lr[good],
+        lr=np.where(lr >= 0, lr, np.nan)[good],
     )

@@ -51,8 +51,13 @@ def test_each_bad_row_is_listed_with_its_reason() -> None:
         "row 7": "diverged",
         "row 8": "failed: out of memory",
         "row 9": "loss is missing or not a number",
-        "row 10": "params_total is missing or not a number",
+        "row 10": "params_total='abc' is text, not a number",
     }
+
+
+def test_verdicts_are_read_as_people_write_them() -> None:
+    tables = _tables(4, verdict=["Done", "finished", None, "killed"])
+    assert _reasons(tables) == {"row 4": "verdict=killed"}
 
 
 def test_what_could_be_filled_says_how() -> None:

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.config import Fill
+from analysis.config import Fill, FitConfig
 from analysis.ingest.files import read_file
 from analysis.ingest.fill import fill_missing
 from analysis.ingest.frames import flat, read_frame
-from analysis.ingest.tables import CURVE_COLUMNS
+from analysis.ingest.tables import CURVE_COLUMNS, Tables
+from analysis.study import Study, comparable_curves
 from trainer.errors import UserError
+from trainer.shape import ParamCount
 
 POINTS = pd.DataFrame(
     {"n": [1e8, 2e8, 4e8], "tokens": [2e9, 4e9, 8e9], "c": [10**24, 2 * 10**24, 10**20], "val": [3.5, 3.1, 2.9]}
@@ -106,6 +108,8 @@ def test_lines_of_jsonl_that_are_no_objects_are_listed(tmp_path: Path) -> None:
         ("a.csv", b"params,tokens,loss\n", "a header but no rows"),
         ("a.csv", b"params;tokens;loss\n1;1;1\n", "separates its columns with ';'; write it with commas"),
         ("a.csv", b"loss, loss,tokens\n1,1,1\n", "has two columns named loss; rename one"),
+        ("a.csv", b"loss,loss,tokens\n1,1,1\n", "has two columns named loss; rename one"),
+        ("a.csv", b"params,tokens,loss\n1,1,1,5\n", "rows of more cells than its header has names"),
     ],
 )
 def test_files_of_the_wrong_kind_are_refused_in_one_sentence(
@@ -301,6 +305,17 @@ def test_integers_that_a_blank_made_floats_are_still_the_same_runs(tmp_path: Pat
     assert any(note.startswith("The curves are of no run of the points (run_id=1 beside x)") for note in others.notes)
 
 
+def test_a_negative_rate_is_an_unknown_one() -> None:
+    runs = [_curve(f"r{i}", params=1e8 * i, lr=-1.0) for i in (1, 2, 3)]
+    study = Study(*_compared(read_frame(pd.concat(runs))), FitConfig())
+    lr = study.curves(ParamCount.total, "6nd").lr
+    assert lr is not None and np.isnan(lr).all()
+
+
+def _compared(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return tables.points, comparable_curves(tables)[0]
+
+
 def test_progress_in_words_is_refused() -> None:
     _fails(r"^progress=25% is not a number; write it as a share", _curve("a", progress=["25%", "50%", "75%", "100%"]))
     assert read_frame(_curve("a", progress=["0.25", None, "", "1"])).points["verdict"].tolist() == ["done"]
@@ -343,6 +358,19 @@ def test_curves_without_tokens_can_be_read_when_told() -> None:
     frame = _curve("a").assign(flops=lambda rows: 6 * rows["params"] * rows["tokens"]).drop(columns="tokens")
     tables = read_frame(frame, fill=Fill.tokens)
     assert tables.curves["tokens"].tolist() == [1e6, 2e6, 3e6, 4e6] and tables.points["tokens"].tolist() == [4e6]
+
+
+def test_text_is_read_or_told_but_never_filled() -> None:
+    frame = pd.DataFrame({"params": 1e8, "tokens": ["1,234,567", "1.5B", None], "flops": 6e17, "loss": "3.5"})
+    tables = read_frame(frame, fill=Fill.tokens)
+    assert tables.points["tokens"].tolist() == pytest.approx([1234567, np.nan, 1e9], nan_ok=True)
+    assert tables.points["verdict"].tolist() == ["", "tokens='1.5B' is text, not a number", ""]
+    assert tables.notes[0].startswith("fit.fill=tokens: tokens of 1 of 3 rows was missing")
+
+
+def test_a_comma_at_the_end_of_rows_shifts_nothing(tmp_path: Path) -> None:
+    points = read_file(_file(tmp_path / "a.csv", "params,tokens,loss\n1e8,2e9,3.5,\n2e8,2e9,3.4,\n")).points
+    assert points[["params_total", "tokens", "loss"]].values.tolist() == [[1e8, 2e9, 3.5], [2e8, 2e9, 3.4]]
 
 
 # the public data sets

@@ -8,7 +8,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.ingest.fill import FLOPS, SIZES
+from analysis.ingest.tables import UNREADABLE
 
+OWN = ("diverged", "failed", "unfinished")
+"""How verdicts begin that say by themselves what they are."""
 SCHEDULE_MISS = 0.05
 """Share by which a run's tokens may differ from its schedule's."""
 TOKENS_PER_STEP = 1.5
@@ -28,7 +31,8 @@ def defects(
         The columns of N and C that must hold a number.
     """
     verdict = points["verdict"]
-    yield verdict, ~verdict.isin(["", "done"])
+    plain = verdict.str.startswith(OWN) | verdict.str.endswith(UNREADABLE)
+    yield verdict.where(plain, "verdict=" + verdict), ~verdict.isin(["", "done"])
     has_c, has_d = _any(points, FLOPS), _any(points, ("tokens",))
     fillable = {"tokens": has_c & _any(points, SIZES), params: has_c & has_d & ~_any(points, SIZES)}
     for column in ("loss", "tokens", params, flops):

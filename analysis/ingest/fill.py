@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.config import Fill, chosen
-from analysis.ingest.tables import Tables
+from analysis.ingest.tables import UNREADABLE, Tables
 
 FLOPS = ("flops_6nd", "flops_logged", "flops_matmul", "flops_chinchilla")
 """Where C is looked for, first one first."""
@@ -43,6 +43,8 @@ def filled(table: pd.DataFrame, fill: Fill | str) -> tuple[pd.DataFrame, list[st
         value = c / (6 * _known(table, "tokens"))
     others = (*SIZES, name) if fill is Fill.params else (name,)
     missing = _first(table, others).isna() & np.isfinite(value)
+    if "verdict" in table:  # text is not nothing
+        missing &= ~table["verdict"].map(str).str.endswith(UNREADABLE)
     if not missing.any():
         return table if name in table else table.assign(**{name: np.nan}), []
     column = (table[name] if name in table else pd.Series(np.nan, index=table.index)).mask(missing, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from analysis.ingest.tables import (
     CURVE_COLUMNS,
     NUMBER,
     POINT_COLUMNS,
+    UNREADABLE,
     Exclusion,
     Tables,
     complete_curves,
@@ -24,6 +26,10 @@ from trainer.errors import UserError
 
 ALIASES = {"params": "params_total", "flops": "flops_logged"}
 """What a source calls plainly params and flops: all parameters, and C as its source counts it."""
+COUNTS = ("params", "tokens", "unique_tokens", "flops", "horizon", "budget", "step", "batch")
+"""What the names of counts begin with."""
+GROUPED = re.compile(r"\s*\d{1,3}(,\d{3})+(\.\d*)?\s*")
+BLANKS = ("", "nan", "na", "n/a", "none", "null", "-")
 ROW = " row"  # a name that no column has, as theirs are stripped
 NAMES = (*ALIASES, *POINT_COLUMNS, "step", "progress", "train_loss", "val_loss")
 UNFINISHED = "unfinished: its last row is before the end of its schedule"
@@ -172,17 +178,34 @@ def _ours(raw: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
         found["params_total"] = raw[columns["params"]]
     further = {name: raw[name] for name in raw.columns if name not in found and name not in ALIASES}
     table = pd.DataFrame(found | further).copy()
+    if "verdict" in found:  # W&B says finished
+        folded = table["verdict"].map(lambda value: str(value).strip().casefold())
+        table["verdict"] = table["verdict"].mask(folded.isin(["done", "finished"]), "done")
     for name in found:
         if NUMBER in (POINT_COLUMNS.get(name), CURVE_COLUMNS.get(name)):
-            given, table[name] = table[name], numbers(table[name])
-            text = given[table[name].isna() & given.notna()].map(str)
-            if name == "progress" and (wrong := [value for value in text if value.strip().lower() not in ("", "nan")]):
+            given = _ungrouped(table[name]) if name.startswith(COUNTS) else table[name]
+            table[name] = numbers(given)
+            text = given[table[name].isna() & given.notna()].astype(object).map(str).astype(object)
+            text = text[~text.str.strip().str.lower().isin(BLANKS)]
+            if len(text) and name in (*SIZES, "tokens", "loss"):
+                verdict = table["verdict"] if "verdict" in table else pd.Series("", index=table.index, dtype=object)
+                told = text.map(lambda value, name=name: f"{name}={value!r} {UNREADABLE}")
+                blank = verdict.fillna("").isin(["", "done"])
+                table["verdict"] = verdict.astype(object).mask(blank, told.reindex(table.index).fillna(verdict))
+            if name == "progress" and (wrong := text.tolist()):
                 raise UserError(
                     f"progress={wrong[0]} is not a number; write it as a share of the schedule (50 % is 0.5)."
                 )
         elif name.endswith("_id") and table[name].dtype.kind == "f":  # one blank makes floats of integers
             table[name] = pd.Series(list(map(_whole, table[name])), index=table.index, dtype=object)
     return table
+
+
+def _ungrouped(column: pd.Series) -> pd.Series:
+    """Counts without the commas that some write at thousands: "1,234,567"."""
+    if column.dtype.kind in "iufb":
+        return column
+    return column.astype(object).map(lambda cell: cell.replace(",", "") if GROUPED.fullmatch(str(cell)) else cell)
 
 
 def _whole(value: float) -> float | int:

@@ -18,6 +18,9 @@ NUMBER, TEXT, CATEGORY = "number", "text", "category"
 AXIS = "axis."
 """What the columns of a sweep's axes begin with: ``axis.optim.lr``."""
 
+UNREADABLE = "is text, not a number"
+"""How the verdict of a row ends that holds text for N, D or its loss."""
+
 POINT_COLUMNS: dict[str, str] = {
     "run_id": TEXT,
     "point_id": TEXT,
