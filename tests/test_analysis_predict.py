@@ -235,6 +235,31 @@ def test_a_fit_is_a_law_too(fit: Path) -> None:
     assert law.at_flops(1e20).params == pytest.approx(LAW.at_flops(1e20).params)
 
 
+@pytest.mark.parametrize("count", ["6nd", "matmul", "logged", "chinchilla"])
+def test_a_fit_as_a_law_counts_as_the_fit_does(tmp_path: Path, count: str) -> None:
+    conventions = {"params": "non_embedding", "flops": count, "loss": "nats/token"}
+    ranges = {"flops": [1e18, 1e20], "params": [1e7, 1e9]}
+    law = law_of_fit(stored(tmp_path, conventions=conventions, ranges=ranges))  # matmuls may come to 6 N D
+    assert (law.params.value, law.flops.value, law.params_range) == ("non_embedding", count, (1e7, 1e9))
+
+
+def test_an_extrapolated_cost_is_told(isoflop: Callable[..., Answer], tmp_path: Path) -> None:
+    ranges, cost = {"flops": [1e18, 1e20], "params": [1e7, 1e9]}, {"coefficient": 200.0, "exponent": 0.85}
+    conventions = {"params": "total", "flops": "matmul", "loss": "nats/token"}
+    path = stored(tmp_path, conventions=conventions, ranges=ranges, cost=cost | {"spread": 0.01})
+    words = "C = 200 N^0.85 D was measured on N from 10M to 1B and is extrapolated to N = "
+    assert words in predict_fit(path, params=1e11, tokens=1e12)[0].statement
+    assert words not in predict_fit(path, params=1e8, tokens=1e12)[0].statement
+    assert [words in said.statement for said in predict_fit(path, flops=1e26)] == [False, True]  # isoflop has D* itself
+    shown = " ".join(isoflop("predict", f"path={path}", "models=true").out.split())
+    assert words in shown and "N counts total parameters, C by the matmul count" in shown
+    rows = {row["name"]: row for row in isoflop("predict", f"path={path}", "models=true", "format=json").json}
+    assert rows["Gopher"]["flops_of_law"] == pytest.approx(200 * 280e9**0.85 * 300e9)
+    assert rows["Gopher"]["conventions"] == conventions and "0.64 times 6 N D" in rows["Gopher"]["beware"]
+    law = " ".join(isoflop("predict", "law=kaplan2020", "models=true").out.split())
+    assert "N counts non-embedding parameters, C by the 6nd count" in law and "extrapolated" not in law
+
+
 # In memory and on disk
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import numpy as np
 
@@ -16,6 +17,13 @@ from analysis.fitting.optimum import exponents, optimum, optimum_for_params, opt
 from analysis.fitting.values import SIX_ND, Cost, Floats, PowerLaw
 from trainer.errors import UserError
 from trainer.shape import FlopCount, ParamCount
+
+
+class OwnCount(StrEnum):
+    """A count of C that only a fit of one's own has."""
+
+    logged = "logged"
+    """As the fitted source gives it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +49,11 @@ class Law(ABC):
 
     name: str
     params: ParamCount = ParamCount.total
-    flops: FlopCount = FlopCount.sixnd
+    flops: FlopCount | OwnCount = FlopCount.sixnd
     cost: Cost = SIX_ND
     """C = k N^g D, by which the optima are found; ``dataclasses.replace(law, cost=...)`` gives another's."""
+    params_range: tuple[float, float] | None = None
+    """The smallest and the largest N on whose rows the cost was measured; None for one that is stated."""
     flops_range: tuple[float, float] | None = None
     """The smallest and the largest C of what the law was fitted to; None where its source does not say."""
     loss_unit: str = "nats/token"
@@ -60,10 +70,12 @@ class Law(ABC):
             6 N D.
         """
         object.__setattr__(self, "params", chosen(ParamCount, self.params, "law.params"))
-        object.__setattr__(self, "flops", chosen(FlopCount, self.flops, "law.flops"))
+        if self.flops is not OwnCount.logged:
+            object.__setattr__(self, "flops", chosen(FlopCount, self.flops, "law.flops"))
         positive("cost_coefficient", self.cost.coefficient)
         positive("cost_exponent", self.cost.exponent)
-        if self.flops is not FlopCount.sixnd and (self.cost.coefficient, self.cost.exponent) == (6.0, 1.0):
+        stated = self.params_range is None
+        if stated and self.flops is not FlopCount.sixnd and (self.cost.coefficient, self.cost.exponent) == (6.0, 1.0):
             raise UserError(
                 f"law.flops={self.flops.name}: optima need C as a law in N and D; state law.cost_coefficient and "
                 "law.cost_exponent of C = coefficient N^exponent D (fit.json has them under cost), or fit with "

@@ -34,6 +34,8 @@ class Distance:
     """Where a model lies beside a law's frontier."""
 
     model: PublishedModel
+    flops: float
+    """C of the model by the law's own count and cost, which the ratios rest on."""
     params_ratio: float
     """N over the N* of the compute the model was trained with: above 1, too large for it."""
     loss: float | None
@@ -69,6 +71,7 @@ def distance_from_optimal(law: Law, model: PublishedModel) -> Distance:
         wasted = float(overspend(law.array(), law.cost, model.params, model.tokens))
     return Distance(
         model=model,
+        flops=flops,
         params_ratio=model.params / law.at_flops(flops).params,
         loss=law.loss(model.params, model.tokens),
         overspend=wasted,

@@ -12,14 +12,14 @@ from analysis.fitting.bootstrap import Scatter, percentile
 from analysis.fitting.powerlaw import optimum_of_laws
 from analysis.fitting.values import Cost, Estimate, Floats
 from analysis.laws.constrained import PUBLISHED, PUBLISHED_TEXT
-from analysis.laws.forms import SurfaceLaw
+from analysis.laws.forms import OwnCount, SurfaceLaw
 from analysis.predict.prediction import Prediction, known, prediction
 from analysis.predict.question import AXES, Kind, Numbers, Question, answer
-from analysis.predict.reach import measured_text
+from analysis.predict.reach import cost_text, measured_text
 from analysis.result import APPROACHES, Conventions, FitResult
 from analysis.store import StoredFit
 from trainer.errors import UserError
-from trainer.shape import ParamCount
+from trainer.shape import FlopCount, ParamCount
 
 SCATTERS = {"params": "n_opt", "tokens": "d_opt", "loss": "loss_opt"}
 """What a number's measurement is called in fit.json."""
@@ -95,6 +95,10 @@ def by_approach(fit: StoredFit, name: str, question: Question) -> Prediction:
     known_optimum = all(estimates[key].value is not None for key in AXES)
     if name != "parametric" and estimates["loss"].value is None and known_optimum:
         statements.append("The loss is not known: C lies outside the budgets of this approach.")
+    n = estimates["params"].value
+    if name == "parametric" and n is not None:  # the power laws of the others hold D* themselves
+        beyond = cost_text([n], cost, _fitted(fit, "params"))
+        statements += [beyond] if beyond else []
     conventions = Conventions(**fit.raw["conventions"])
     measured = measured_text(fit.raw.get("backtest"), name)
     return prediction(name, question, conventions, estimates, statements, _fitted(fit), measured)
@@ -108,7 +112,7 @@ def refusal(approach: Mapping[str, Any]) -> str | None:
 
 
 def law_of_fit(fit: FitResult | StoredFit | Path | str) -> SurfaceLaw:
-    """Approach 3 of a fit, in memory or stored, as a law, with the cost that the fit measured.
+    """Approach 3 of a fit, in memory or stored, as a law that counts N and C as the fit did, with its measured cost.
 
     Raises
     ------
@@ -119,9 +123,12 @@ def law_of_fit(fit: FitResult | StoredFit | Path | str) -> SurfaceLaw:
     found = fit.raw["approaches"]["parametric"]
     if reason := refusal(found):
         raise UserError(f"{fit.name}: Approach 3 was refused, so there is no law ({reason}).")
+    counted = fit.raw["conventions"]["flops"]
     return SurfaceLaw(
         name="parametric",
         params=ParamCount(fit.raw["conventions"]["params"]),
+        flops=OwnCount.logged if counted == OwnCount.logged else FlopCount(counted),
+        params_range=_fitted(fit, "params"),
         cost=Cost(**fit.raw["cost"]),
         flops_range=_fitted(fit),
         loss_unit=fit.raw["conventions"]["loss"],
@@ -179,8 +186,9 @@ def _scatter(fit: StoredFit, name: str, question: Question) -> dict[str, Scatter
     return {"loss": scatter["loss_opt"]} if of_a_run else {}
 
 
-def _fitted(fit: StoredFit) -> tuple[float, float] | None:
-    found = (fit.raw.get("ranges") or {}).get("flops")
+def _fitted(fit: StoredFit, what: str = "flops") -> tuple[float, float] | None:
+    """The smallest and the largest C, or another number of the rows; None where fit.json does not say."""
+    found = (fit.raw.get("ranges") or {}).get(what)
     return None if not found else (float(found[0]), float(found[1]))
 
 

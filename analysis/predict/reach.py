@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.text import flops_text
+from analysis.fitting.values import Cost
+from analysis.text import count_text, flops_text
 
 BEYOND, FAR = 3.0, 30.0
 """Factors past the fitted C, from which a prediction is called an extrapolation, and a far one."""
+
+
+ROUNDING = 1 + 1e-6
 
 
 def reach_text(flops: float | None, fitted: tuple[float, float] | None, measured: str = "") -> str:
@@ -29,6 +34,29 @@ def reach_text(flops: float | None, fitted: tuple[float, float] | None, measured
     text = f"C = {flops_text(flops)} is {times} times {end} C fitted ({flops_text(high if flops > high else low)})"
     text += ": far extrapolation" if factor > FAR else ": extrapolation"
     return f"{text}; {measured}." if measured else f"{text}."
+
+
+def cost_text(params: Sequence[float], cost: Cost, fitted: tuple[float, float] | None) -> str:
+    """What to beware of where a measured cost is taken beyond the N it was measured on; "" where it is 6 N D there.
+
+    Parameters
+    ----------
+    params
+        The N that are asked for.
+    fitted
+        The smallest and the largest N measured; None where the cost is stated.
+    """
+    if fitted is None or (math.isclose(cost.coefficient, 6, rel_tol=1e-6) and abs(cost.exponent - 1) < 1e-6):
+        return ""
+    beyond = [n for n in params if not fitted[0] / ROUNDING <= n <= fitted[1] * ROUNDING]
+    if not beyond:
+        return ""
+    furthest = max(beyond, key=lambda n: abs(math.log(n) - math.log(fitted[0] * fitted[1]) / 2))
+    off = float(cost.flops_per_token(furthest)) / (6 * furthest)
+    return (
+        f"C = {cost.coefficient:.4g} N^{cost.exponent:.4g} D was measured on N from {count_text(fitted[0])} to "
+        f"{count_text(fitted[1])} and is extrapolated to N = {count_text(furthest)}, where it is {off:.2g} times 6 N D."
+    )
 
 
 def measured_text(backtest: Mapping[str, Any] | None, approach: str) -> str:

@@ -12,6 +12,7 @@ from analysis.laws.forms import Law
 from analysis.laws.models import Distance
 from analysis.predict.prediction import Prediction
 from analysis.predict.question import Kind
+from analysis.predict.reach import cost_text
 from analysis.text import SHORT_TITLES, count_text, estimate_text, flops_text
 from sweeps.terminal import stdout, table
 
@@ -69,7 +70,8 @@ def print_models(law: Law, distances: Sequence[Distance]) -> None:
     """Published models, and how far each lies from compute-optimal."""
     shown = table(
         "<model", "year", "N", "D", "D/N", "6 N D", "N/N*", "C/C* of its loss",
-        title=f"Published models beside {escape(law.name)}",
+        title=f"Published models beside {escape(law.name)}: N counts {law.params.value.replace('_', '-')} parameters, "
+        f"C by the {law.flops.value} count",
     )  # fmt: skip
     for at in distances:
         model = at.model
@@ -77,6 +79,8 @@ def print_models(law: Law, distances: Sequence[Distance]) -> None:
         wasted = "–" if at.overspend is None else f"{at.overspend:.2f}"
         shown.add_row(model.name, str(model.year), *sizes, flops_text(model.flops), f"{at.params_ratio:.2f}", wasted)
     stdout().print(shown)
+    if beyond := cost_text([at.model.params for at in distances], law.cost, law.params_range):
+        stdout().print(escape(f"{beyond} N/N* and C/C* of such models rest on that."), soft_wrap=True)
 
 
 def print_meaning() -> None:
@@ -91,9 +95,10 @@ def print_meaning() -> None:
 def models_json(law: Law, distances: Sequence[Distance]) -> list[dict[str, Any]]:
     """As ``format=json`` prints them."""
     return [
-        {"by": law.name}
+        {"by": law.name, "conventions": {"params": law.params.value, "flops": law.flops.value, "loss": law.loss_unit}}
         | {name: getattr(at.model, name) for name in ("name", "year", "params", "tokens", "flops", "source")}
         | {name: getattr(at, name) for name in ("params_ratio", "overspend", "loss")}
+        | {"flops_of_law": at.flops, "beware": cost_text([at.model.params], law.cost, law.params_range) or None}
         for at in distances
     ]
 
