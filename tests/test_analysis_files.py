@@ -108,6 +108,7 @@ def test_lines_of_jsonl_that_are_no_objects_are_listed(tmp_path: Path) -> None:
         ("a.csv", b"params,tokens,loss\n", "a header but no rows"),
         ("a.csv", b"params;tokens;loss\n1;1;1\n", "separates its columns with ';'; write it with commas"),
         ("a.csv", b"loss, loss,tokens\n1,1,1\n", "has two columns named loss; rename one"),
+        ("a.csv", b"params;tokens;loss\n1;1,5;2,5\n", "separates its columns with ';'"),
         ("a.csv", b"loss,loss,tokens\n1,1,1\n", "has two columns named loss; rename one"),
         ("a.csv", b"params,tokens,loss\n1,1,1,5\n", "rows of more cells than its header has names"),
     ],
@@ -288,6 +289,9 @@ def test_a_last_row_without_a_loss_does_not_cost_the_run() -> None:
     frame = _curve("a", rows=100)
     late = read_frame(frame.assign(loss=frame["loss"].where(frame["step"] < 98))).points
     assert (late["tokens"].tolist(), late["loss"].tolist()) == ([97e6], pytest.approx([5 - 9.7]))
+    edge = [_curve(f"r{i}", rows=20, tokens=np.linspace(0.05, 1, 20) * 7.3e6 * i) for i in range(1, 30)]
+    blank = pd.concat(edge).assign(loss=lambda rows: rows["loss"].where(rows["step"] < 20))
+    assert set(read_frame(blank).points["verdict"]) == {"done"}
     early = read_frame(frame.assign(loss=frame["loss"].where(frame["step"] <= 40))).points
     assert early["verdict"].tolist() == ["unfinished: its last loss is at 40% of its tokens, and later rows have none"]
     assert read_frame(frame.assign(loss=np.nan)).points["loss"].isna().tolist() == [True]

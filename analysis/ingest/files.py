@@ -97,11 +97,11 @@ def _csv(data: bytes, where: str) -> pd.DataFrame:
     names = header.str.strip()
     if names.duplicated().any():  # pandas would rename the second
         raise UserError(f"{where} has two columns named {names[names.duplicated()].iloc[0]}; rename one.")
-    if not isinstance(raw.index, pd.RangeIndex):  # pandas takes what is before the last columns for an index
+    named = len(names) > 1  # else it may be another separator, told below
+    if named and not isinstance(raw.index, pd.RangeIndex):  # pandas takes what is before the last columns for an index
         if raw.iloc[:, -1].notna().any() or raw.index.nlevels > 1:
             raise UserError(f"{where} has rows of more cells than its header has names; name every column.")
-        named = range(raw.shape[1])
-        raw = pd.read_csv(io.BytesIO(data), encoding="utf-8-sig", index_col=False, usecols=named)
+        raw = pd.read_csv(io.BytesIO(data), encoding="utf-8-sig", index_col=False, usecols=range(raw.shape[1]))
     for separator in ";\t|":
         if raw.shape[1] == 1 and separator in str(raw.columns[0]):
             raise UserError(f"{where} separates its columns with {separator!r}; write it with commas.")

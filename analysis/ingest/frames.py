@@ -307,7 +307,7 @@ def _last_losses(curves: pd.DataFrame) -> pd.DataFrame:
     some = known.groupby(curves["run_id"], observed=True).transform("any")
     last = curves[known | ~some].groupby("run_id", sort=False, observed=True).tail(1)
     share = last["tokens"] / by_run["tokens"].transform("max")[last.index]
-    early = last["loss"].notna() & (share < NEARLY)
+    early = last["loss"].notna() & (share < NEARLY * (1 - 1e-9))
     if not early.any():
         return last
     verdict = last["verdict"] if "verdict" in last else pd.Series("", index=last.index, dtype=object)
