@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.dispatch.resources import Array, Resources, RunCost, Site, arrays, minutes_of
+from sweeps.dispatch.resources import START_MINUTES, Array, Resources, RunCost, Site, arrays, work_minutes
 from sweeps.dispatch.to_slurm import throttled
 
 SITE = Site(
@@ -78,7 +78,7 @@ def test_every_run_once_with_what_it_needs(costs: list[RunCost], site: Site) -> 
             if not site.gpus and site.memory_gb is None:
                 assert need.memory_gb is not None
                 assert all(need.memory_gb >= need.at_once * m.memory_gb / need.nodes for m in members)
-            enough = minutes_of(members, need, site) <= need.minutes
+            enough = START_MINUTES + site.margin * work_minutes(members, need, site) <= need.minutes
             assert enough or need.minutes == max(1, int(site.max_hours * 60)), "longer ones requeue themselves"
 
 
@@ -91,7 +91,7 @@ def test_no_schedule_of_a_task_outlasts_its_limit(hours: list[float], at_once: i
     free = [0.0] * at_once
     for length in hours:
         free[free.index(min(free))] += length
-    assert max(free) * 60 <= minutes_of(costs, need, site)
+    assert max(free) * 60 <= START_MINUTES + site.margin * work_minutes(costs, need, site)
 
 
 def test_small_runs_share_tasks_and_equal_tasks_share_an_array() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,12 +37,20 @@ def test_a_cancelled_point_whose_task_waits_is_only_asked_for_again(
 
 
 def test_a_look_at_the_queue_while_sbatch_works_tells_nothing_of_its_job(
-    isoflop: Command, folder: SweepFolder, fake: Fake
+    isoflop: Command, folder: SweepFolder, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    looked: list[float] = []
+    sbatch = slurm.submit
+
+    def submit_while_somebody_looks(script: str) -> str:
+        looked.append(time.time())
+        return sbatch(script)
+
+    monkeypatch.setattr(slurm, "submit", submit_while_somebody_looks)
     submit(isoflop, folder)
     ((path, job),) = open_jobs(folder).items()
-    early = View(taken=job.submitted - 1)
-    assert all(task.lives for task in tasks({path: job}, early)), "it was submitted after the look"
+    early = View(taken=looked[0])
+    assert all(task.lives for task in tasks({path: job}, early)), "its id came after the look"
     intent = replace(job, job_id=None)
     assert all(task.lives for task in tasks({path: intent}, View(taken=job.submitted + 30)))
     assert not any(task.lives for task in tasks({path: intent}, View(taken=job.submitted + 90)))

@@ -110,7 +110,7 @@ def _arrays(runs: Sequence[RunCost], site: Site) -> list[Array]:
     tasks: dict[Resources, list[tuple[tuple[str, ...], float]]] = {}
     for need, members in sorted(groups.items()):
         packs = _packs(members, need, site)
-        works = [_work_minutes(pack, need, site) for pack in packs]
+        works = [work_minutes(pack, need, site) for pack in packs]
         limits = [limit(work, site.margin, site.max_hours) for work in works]
         if site.ceiling is not None:  # the arrays start one after another: as few as can be
             limits = [max(limits)] * len(limits)
@@ -164,12 +164,7 @@ def _packs(runs: Sequence[RunCost], need: Resources, site: Site) -> list[list[Ru
     return packs
 
 
-def minutes_of(pack: Sequence[RunCost], need: Resources, site: Site) -> float:
-    """How long a task may take: its start, and its work with the margin."""
-    return START_MINUTES + site.margin * _work_minutes(pack, need, site)
-
-
-def _work_minutes(pack: Sequence[RunCost], need: Resources, site: Site) -> float:
+def work_minutes(pack: Sequence[RunCost], need: Resources, site: Site) -> float:
     """Planned: a task's runs one after another; CPU runs truly at once, as no schedule is longer than this.
 
     Graham's bound: the mean load of a slot plus what the longest run sticks out.

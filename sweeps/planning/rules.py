@@ -8,8 +8,8 @@ N counts non-embedding parameters, D training tokens, C non-embedding FLOPs; bat
     rate = 0.3118 C^-0.1250, batch = 0.2920 C^0.3271 (Bi et al. 2024, "DeepSeek LLM", arXiv 2401.02954, equation 1).
 ``porian``
     rate = 3.7 N^-0.36, batch = 0.7576 N^0.703, where N counts the head too (Porian et al. 2024, "Resolving
-    Discrepancies in Compute-Optimal Scaling of Language Models", arXiv 2406.19146; the constants as table 1 of Li et
-    al. 2025 has them).
+    Discrepancies in Compute-Optimal Scaling of Language Models", arXiv 2406.19146; the constants as two later
+    users of the rule give them).
 """
 
 from __future__ import annotations
