@@ -61,9 +61,9 @@ def wait(config: Config, plan: Plan, folder: SweepFolder, scheduler: Scheduler) 
             states = inspect(folder, plan.to_dict(), config.limits.lost_attempts, backlog)
             show(states)
             open_points = [state for state in states if state.state not in ENDED]
-            if all(state.state is State.planned and state.cause is not None for state in open_points):
+            if all(state.taken_back for state in open_points):
                 return states
-            missing = sum(state.state is State.planned and state.cause is None for state in open_points)
+            missing = sum(state.state is State.planned and not state.taken_back for state in open_points)
             queued = len(queued_here(open_points, backlog))
             if backlog.stale is None and workers_wanted(config, backlog, missing, queued):
                 attempts = sum(state.attempts for state in states)

@@ -114,7 +114,7 @@ def submit(config: Config, plan: Plan, scheduler: Scheduler, *, reopen: bool = T
 def _wanted(state: PointState, retry: Retry, reopen: bool) -> bool:
     if state.state is State.failed:
         return reopen and (retry is Retry.all or state.kind == retry.value)
-    return state.state is State.planned and (reopen or state.cause is None)
+    return state.state is State.planned and (reopen or not state.taken_back)
 
 
 def workers_wanted(config: Config, backlog: Backlog, missing: int, queued: int) -> int:

@@ -66,6 +66,11 @@ class PointState:
     flops_per_token: float = 0.0
 
     @property
+    def taken_back(self) -> bool:
+        """Whether it waits until somebody asks for it again: a planned point with a cause was cancelled."""
+        return self.state is State.planned and self.cause is not None
+
+    @property
     def kind(self) -> str:
         """Of a failure: ``oom``, ``timeout`` or ``other``, as ``retry=`` tells them apart."""
         cause = self.cause or ""
