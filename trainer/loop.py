@@ -11,7 +11,6 @@ its state aside as ``trunk.ckpt``, and takes it up again once the cooldown's poi
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -27,7 +26,7 @@ from trainer.batches import eval_windows, train_batch, window_starts
 from trainer.checkpoint import SLOTS, TRUNK
 from trainer.config import DeviceKind, Keep, Precision
 from trainer.corpus import Corpus, open_corpus
-from trainer.engine import DeviceMemory, Engine, choose_kernels, open_engine, usable
+from trainer.engine import DeviceMemory, Engine, choose_kernels, open_engine, prepare_device, usable
 from trainer.errors import MachineFault, UserError
 from trainer.guard import MOST_IN_A_ROW, Guard
 from trainer.legs import Leg, legs
@@ -442,14 +441,11 @@ def _device(config: RunConfig) -> torch.device:
             "model.dtype=auto is not resolved to bf16 or fp32 in this run's config; submit the sweep again."
         )
     torch.set_num_threads(config.runtime.threads)
-    if config.runtime.device is DeviceKind.cuda:
-        if not torch.cuda.is_available():
-            raise MachineFault(  # not the run's fault: another node may have one
-                "device.kind=cuda, but torch sees no CUDA device here; run where there is one, or choose device=cpu."
-            )
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    return torch.device(config.runtime.device.value)
+    if config.runtime.device is DeviceKind.cuda and not torch.cuda.is_available():
+        raise MachineFault(  # not the run's fault: another node may have one
+            "device.kind=cuda, but torch sees no CUDA device here; run where there is one, or choose device=cpu."
+        )
+    return prepare_device(config.runtime.device)
 
 
 def _corpus(config: RunConfig, root: Path) -> Corpus:

@@ -96,6 +96,7 @@ def make_runtime(config: Config, recipe: Recipe, experience: Experience = NONE_Y
         keep=trainer.keep,
         tracking=config.tracking,
         peak_flops=config.device.flops_per_second,
+        way=trainer.way,
     )
 
 
@@ -163,6 +164,11 @@ def check_rules(config: Config) -> None:
         raise UserError(
             f"device.per_run={config.device.per_run} spreads a run over devices, device.together="
             f"{config.device.together} puts runs on one; set one of them to 1."
+        )
+    if config.trainer.way.records and config.device.kind is not DeviceKind.cuda:
+        raise UserError(
+            f"trainer.way={config.trainer.way} records CUDA graphs, which device.kind={config.device.kind} has not; "
+            "choose device.kind=cuda, or trainer.way=auto, eager or compile."
         )
     if config.optim.batch_max < config.optim.batch_min:
         raise UserError(
