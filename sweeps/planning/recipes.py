@@ -165,6 +165,11 @@ def check_rules(config: Config) -> None:
             f"device.per_run={config.device.per_run} spreads a run over devices, device.together="
             f"{config.device.together} puts runs on one; set one of them to 1."
         )
+    if config.optim.batch_max < config.data.sequence:
+        raise UserError(
+            f"optim.batch_max={config.optim.batch_max} is less than one sequence, data.sequence="
+            f"{config.data.sequence} tokens; raise it, or shorten the sequence."
+        )
     if config.trainer.way.records and config.device.kind is not DeviceKind.cuda:
         raise UserError(
             f"trainer.way={config.trainer.way} records CUDA graphs, which device.kind={config.device.kind} has not; "
