@@ -7,6 +7,7 @@ isoflop suggest sweep=ours ... write=true
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig
@@ -16,18 +17,19 @@ from sweeps.app import again, run_verb, typed
 from sweeps.config import Config, Design, Format
 from sweeps.paths import SweepFolder
 from sweeps.planning.axes import expand
-from sweeps.planning.chosen import Batch, Chosen, read_chosen, settings_key, write_chosen
+from sweeps.planning.chosen import Batch, Chosen, read_chosen, write_chosen
 from sweeps.planning.cost import Experience
-from sweeps.planning.optimal import Workbench, begun, next_batch
+from sweeps.planning.optimal import Workbench, known, next_batch
 from sweeps.planning.planner import pinned_corpus, pinned_dtype
 from sweeps.planning.precision import Reached, precision_so_far
 from sweeps.planning.recipes import check_rules
+from sweeps.sequential import NO_FURTHER
 from sweeps.terminal import print_json, say, stdout, table
-from trainer.errors import UserError
+from trainer.errors import MachineFault, UserError
 
 
-def suggest(raw: DictConfig) -> tuple[Workbench, Chosen, Batch]:
-    """The next batch, beside what is chosen already; nothing is written but the corpus, if the root has none yet.
+def suggest(raw: DictConfig) -> tuple[Workbench, Chosen | None, Chosen, Batch]:
+    """The next batch, after what design.json holds and what of that stays; nothing is written but a missing corpus.
 
     Raises
     ------
@@ -46,15 +48,14 @@ def suggest(raw: DictConfig) -> tuple[Workbench, Chosen, Batch]:
     config.model.dtype = pinned_dtype(config, folder)
     corpus = pinned_corpus(config.data, folder)
     bench = Workbench.of(config, folder, corpus, Experience.of(folder, config.device))
-    key, there = settings_key(config), read_chosen(folder)
-    if there is None or there.key != key:
-        there = Chosen(key=key, batches=begun(bench, there))
-    return bench, there, next_batch(bench, there)
+    found = read_chosen(folder)
+    there = known(bench, found)
+    return bench, found, there, next_batch(bench, there)
 
 
 def _body(raw: DictConfig) -> int:
     config: Config = typed(raw)
-    bench, chosen, batch = suggest(raw)
+    bench, found, chosen, batch = suggest(raw)
     reached = precision_so_far(bench.config, bench.folder)
     if config.format is Format.json:
         print_json(as_dict(chosen, batch, reached))
@@ -63,9 +64,11 @@ def _body(raw: DictConfig) -> int:
     if reached is not None:
         say(f"so far: {reached.text}")
     if not batch.points:
-        say("the limit allows no further point; raise sweep.limit")
+        say(f"{NO_FURTHER} to go on")
     elif config.write:
-        write_chosen(bench.folder, Chosen(key=chosen.key, batches=(*chosen.batches, batch)))
+        longer = replace(chosen, batches=(*chosen.batches, batch))
+        if write_chosen(bench.folder, longer, found) is not longer:
+            raise MachineFault("another command has chosen points meanwhile, so these are not written; suggest again.")
         say(f"written: {bench.folder.path / 'design.json'}; `{again('submit')}` trains them")
     else:
         say("nothing is written; write=true adds them to the sweep, sweep.excluded=[...] leaves some out")

@@ -17,7 +17,7 @@ from analysis.text import SHORT_TITLES, bias_text, count_text, error_text, estim
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
 from sweeps.planning.forecast import Outlook, columns
-from sweeps.planning.optimal import aims_of
+from sweeps.planning.optimal import aims_of, recounted
 from sweeps.planning.points import Plan, PlannedPoint
 from sweeps.terminal import progress_line, seconds
 from trainer.runfolder import DONE
@@ -32,14 +32,15 @@ def write_pictures(config: Config, plan: Plan, outlook: Outlook, folder: SweepFo
     cost, told = fit_cost(params, tokens, flops), outlook.told
     target = Target(quantity=Quantity.n_opt, flops=max(told.targets))
     if plan.design is not None:
-        target = aims_of(config.sweep.target)[0]
+        shapes = [point.run.recipe.model for point in points]
+        target = recounted(aims_of(config.sweep.target), shapes, config.fit.params, outlook.prior.params)[0]
     laws, noise = outlook.prior.laws, outlook.noise.value
     noise *= error_factor(config.fit, noise)  # errors of the fit that there will be are in proportion
     few = laws[np.unique(np.linspace(0, len(laws) - 1, FEW_LAWS).astype(int))]
-    own = float(standard_errors(params, tokens, few, (target,), noise, cost)[0])
+    own = float(standard_errors(params, tokens, few, (target,), noise, cost, form=config.fit.form)[0])
     curves = [Curve("this plan", np.array([sum(point.flops_spent for point in points)]), np.array([own]))]
     with progress_line() as report:
-        curves += list(compared(laws, target, noise, cost, _reach(config, flops), report))
+        curves += list(compared(laws, target, noise, cost, _reach(config, flops), report, form=config.fit.form))
     picture = PlanPicture(
         params=params,
         tokens=tokens,
