@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from trainer.config import DeviceConfig, DeviceKind, Precision
 from trainer.files import append_line, write_json
 from trainer.loop import train
 from trainer.memory import HostMemory, peak_bytes
+from trainer.probe import main as probe_command
 from trainer.probe import probe
 from trainer.recipe import Recipe
 from trainer.runfolder import RunFolder
@@ -145,6 +147,23 @@ def test_rows_tell_the_share_of_the_peak(root: Path, corpus: str) -> None:
     model = folder.read_config().recipe.model
     for row in folder.metrics():
         assert row["mfu"] == pytest.approx(model.flops(row["tokens_per_second"]) / 1e11)
+
+
+def test_the_probe_says_what_is_wrong_in_one_sentence(
+    root: Path, corpus: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run(root, corpus, sweep="probe", kernels={})
+    assert probe_command([str(folder.path), "0.05"]) == 0
+    assert json.loads(capsys.readouterr().out)["flops_per_second"] > 0
+    assert probe_command([str(root)]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"isoflop: {root}/config.yaml is missing, so {root} is no run folder; run `isoflop submit`.\n"
+    )
+    for wrong in ([], [str(folder.path), "soon"]):
+        with pytest.raises(SystemExit) as left:
+            probe_command(wrong)
+        assert left.value.code == 2
 
 
 def test_a_probe_measures_without_a_trace(root: Path, corpus: str) -> None:

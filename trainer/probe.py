@@ -8,9 +8,11 @@ run whose config lies in the folder. Nothing is written.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 
 from trainer.engine import DeviceMemory, choose_kernels, open_engine, prepare_device
+from trainer.errors import MachineFault, UserError
 from trainer.runfolder import RunConfig, RunFolder
 
 WARM = 2
@@ -64,13 +67,21 @@ def probe(config: RunConfig, device: torch.device, *, seconds: float = 5.0) -> P
     )
 
 
-def main() -> None:
-    """Probe the run of a folder."""
-    config = RunFolder(Path(sys.argv[1])).read_config()
-    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 5.0
-    found = probe(config, prepare_device(config.runtime.device), seconds=seconds)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Probe the run of a folder; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m trainer.probe", description="What a run's shape reaches here.")
+    parser.add_argument("folder", type=Path, help="the run's, with its config.yaml")
+    parser.add_argument("seconds", type=float, nargs="?", default=5.0, help="how long to measure (%(default)s)")
+    given = parser.parse_args(arguments)
+    try:
+        config = RunFolder(given.folder.absolute()).read_config()
+        found = probe(config, prepare_device(config.runtime.device), seconds=given.seconds)
+    except (UserError, MachineFault) as error:
+        sys.stderr.write(f"isoflop: {error}\n")
+        return error.exit_code
     sys.stdout.write(json.dumps(vars(found)) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
