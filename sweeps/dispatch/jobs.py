@@ -47,6 +47,8 @@ class Job:
     """local: that each run has."""
     together: int = 1
     """Runs that a worker may train as one model."""
+    mps: bool = False
+    """Whether its workers share GPUs, and should do so through :mod:`sweeps.dispatch.mps`."""
     pid: int = 0
     """local: of the controller; of the submitting process until that was started."""
     born: str | None = None

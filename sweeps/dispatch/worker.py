@@ -13,6 +13,7 @@ from typing import Any
 
 from sweeps.dispatch.execute import ShouldStop, execute, execute_together
 from sweeps.dispatch.jobs import Job, read_job
+from sweeps.dispatch.mps import shared_gpus
 from sweeps.dispatch.ranks import Ranks, here
 from trainer.config import DeviceKind
 from trainer.errors import MachineFault, UserError
@@ -59,7 +60,8 @@ def work(job_path: str) -> None:
                 ranks=here(job.devices),
                 together=job.together,
             )
-            failed = worker.go(should_stop)
+            with shared_gpus(job.mps):
+                failed = worker.go(should_stop)
         except MachineFault as fault:
             raise SystemExit(f"isoflop: {fault}") from None
         finally:

@@ -117,7 +117,7 @@ def _planned_point(
     recipe, device = run.recipe, config.device
     share = horizon.own / recipe.updates
     hours = share * total_seconds(run, experience.flops_per_second(recipe, device)) / 3600
-    memory_gb = memory_of(run, experience, device.per_run) / 1e9
+    memory_gb = memory_of(run, experience, device) / 1e9
     return PlannedPoint(
         horizon=horizon,
         run=run,
