@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from analysis.text import count_text, error_text, flops_text
+from analysis.text import count_text, flops_text, within_text
 from sweeps.app import again, run_verb, typed
 from sweeps.config import Config, Design, Format
 from sweeps.paths import SweepFolder
@@ -24,7 +24,7 @@ from sweeps.planning.planner import pinned_corpus, pinned_dtype
 from sweeps.planning.precision import Reached, precision_so_far
 from sweeps.planning.recipes import check_rules
 from sweeps.sequential import NO_FURTHER
-from sweeps.terminal import print_json, say, stdout, table
+from sweeps.terminal import print_json, progress_line, say, stdout, table
 from trainer.errors import MachineFault, UserError
 
 
@@ -50,7 +50,8 @@ def suggest(raw: DictConfig) -> tuple[Workbench, Chosen | None, Chosen, Batch]:
     bench = Workbench.of(config, folder, corpus, Experience.of(folder, config.device))
     found = read_chosen(folder)
     there = known(bench, found)
-    return bench, found, there, next_batch(bench, there)
+    with progress_line() as report:
+        return bench, found, there, next_batch(replace(bench, tell=report), there)
 
 
 def _body(raw: DictConfig) -> int:
@@ -101,7 +102,7 @@ def show(batch: Batch) -> None:
 def design_text(facts: Mapping[str, Any]) -> str:
     """What a batch costs and promises, in a line."""
     told = ", ".join(
-        f"{name} to ±{error_text(error)}" for name, error in zip(facts["targets"], facts["errors"], strict=True)
+        f"{name} known to {within_text(error)}" for name, error in zip(facts["targets"], facts["errors"], strict=True)
     )
     before = f" after {facts['spent_before']:.3g}" if facts["spent_before"] else ""
     return (

@@ -211,4 +211,4 @@ def test_designs_are_compared_under_the_fits_form(plan: Callable[..., Answer], t
     settings = ("report=true", "fit.form=tied", "forecast.replicates=100")
     said = plan(*settings).json["forecast"]
     page = (tmp_path / "chinchilla" / "plan.html").read_text()
-    assert f"n_opt at 5.76e23 FLOPs to ±{said['error']:.1%}" in page and np.isfinite(said["error"])
+    assert f"n_opt at 5.76e23 FLOPs known to ±{said['error']:.1%}" in page and np.isfinite(said["error"])

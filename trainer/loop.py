@@ -178,18 +178,17 @@ class _Run:
         verdict = DONE
         while True:
             leg = self.legs[self.at]
-            if not (leg.branch and leg.horizon.point_id in self.folder.points()):
-                if leg.branch and self.step == leg.begin:
-                    self._write(TRUNK)
-                outcome = self._train(leg, attempt, should_stop)
-                if outcome.startswith(STOPPED):
-                    return outcome
-                self._conclude(leg, outcome, attempt)
-                if leg.branch:
-                    self._take_up_trunk(leg)
-                elif outcome == DIVERGED:
-                    return outcome
-                verdict = outcome
+            if leg.branch and self.step == leg.begin:
+                self._write(TRUNK)
+            outcome = self._train(leg, attempt, should_stop)
+            if outcome.startswith(STOPPED):
+                return outcome
+            self._conclude(leg, outcome, attempt)
+            if leg.branch:
+                self._take_up_trunk(leg)
+            elif outcome == DIVERGED:
+                return outcome
+            verdict = outcome
             if leg is self.legs[-1]:
                 return verdict
             self.at += 1
@@ -397,15 +396,23 @@ class _Run:
     def _restore(self) -> None:
         """The newest state that does not lie in a cooldown that is over."""
         names = [*SLOTS, TRUNK] if len(self.legs) > 1 else SLOTS
-        known = self.folder.points()
+        over = self._over()
         for found in checkpoint.valid(self.folder.checkpoints, self.config.run_id, names):
             leg = self.legs[found.state.get("leg", 0)]
-            if found.slot == TRUNK or not (leg.branch and leg.horizon.point_id in known):
+            if found.slot == TRUNK or leg not in over:
                 self._slot = None if found.slot == TRUNK else found.slot
                 self._load(found)
                 break
-        while self.legs[self.at].branch and self.legs[self.at].horizon.point_id in known:
+        while self.legs[self.at] in over:
             self.at += 1  # so that the attempt says where it really goes on, and voids no row of the cooldown
+
+    def _over(self) -> list[Leg]:
+        """The cooldowns that are recorded and have their rows, which those have not that were before a new start."""
+        points = self.folder.points()
+        branches = [leg for leg in self.legs if leg.branch and leg.horizon.point_id in points]
+        logged = {row.get("update") for row in self.folder.metrics()} if branches else set()
+        diverged = [leg for leg in branches if points[leg.horizon.point_id]["verdict"] != DONE]
+        return [leg for leg in branches if leg in diverged or leg.updates - 1 in logged]
 
     def _load(self, found: checkpoint.Checkpoint) -> None:
         """Take up a state."""

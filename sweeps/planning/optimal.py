@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,6 +56,8 @@ class Workbench:
     corpus: CorpusFacts
     experience: Experience
     shapes: Sequence[Shape]
+    tell: Callable[[str, float], None] = lambda message, share: None
+    """Hears what is done, and the share of it."""
 
     @classmethod
     def of(cls, config: Config, folder: SweepFolder, corpus: CorpusFacts, experience: Experience) -> Workbench:
@@ -123,7 +125,9 @@ def next_batch(bench: Workbench, chosen: Chosen) -> Batch:
         As :func:`choose`.
     """
     config = bench.config
+    bench.tell("reading what is done", 0.0)
     prior, noise = _prior(bench), find_noise(config, bench.folder)
+    bench.tell("listing the points to choose from", 0.1)
     aims = tuple(recounted(aims_of(config.sweep.target), bench.shapes, config.fit.params, prior.params))
     pool = find_pool(config, bench.shapes, bench.corpus, prior, bench.experience)
     runs = _runs(bench, chosen)
@@ -131,6 +135,7 @@ def next_batch(bench: Workbench, chosen: Chosen) -> Batch:
     by_hand = pinned(config, bench.shapes, bench.corpus)
     first = not any("errors" in batch.facts for batch in chosen.batches)  # else they are what other settings left
     everything = pool_of(config, [*pool.targets, *by_hand], bench.corpus, bench.experience)
+    bench.tell(f"choosing among {len(everything)} points", 0.4)
     if not len(everything):
         raise UserError(
             "sweep: no run can be made of any point to choose from; check optim.min_steps, sweep.tolerance, "

@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
 
             seeds(varied)
             bench = Workbench.of(varied, folder, corpus, experience)
-            chosen = choose(bench, after=after) if chosen is None else chosen
+            if chosen is None:
+                with progress_line() as report:
+                    chosen = choose(replace(bench, tell=report), after=after)
             batches = chosen.targets(bench.shapes)
         else:
             batches = [_wanted(varied, corpus)]

@@ -13,7 +13,7 @@ from analysis.fitting.values import Floats, Refused
 from analysis.planning.compare import Curve, compared
 from analysis.planning.information import Target, error_factor, standard_errors
 from analysis.report.plan import PlanPicture, write_plan_report
-from analysis.text import SHORT_TITLES, bias_text, count_text, error_text, estimate_text, flops_text
+from analysis.text import SHORT_TITLES, bias_text, count_text, error_text, estimate_text, flops_text, within_text
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
 from sweeps.planning.forecast import Outlook, columns
@@ -58,7 +58,7 @@ def write_pictures(config: Config, plan: Plan, outlook: Outlook, folder: SweepFo
         path,
         title=f"Plan of {plan.sweep}",
         lead=f"{totals['points']} points, {flops_text(totals['flops_matmul'])} FLOPs, "
-        f"{totals['device_hours']:.3g} device-hours; {target.quantity.value}{where} to ±{error_text(own)}.",
+        f"{totals['device_hours']:.3g} device-hours; {target.quantity.value}{where} known to {within_text(own)}.",
         picture=picture,
         curves=curves,
         target=f"{target.quantity.value}{where} (relative)" if target.quantity is not Quantity.exponent else "a",
@@ -123,9 +123,9 @@ def _budgets(outlook: Outlook) -> tuple[str, Sequence[str], Sequence[Sequence[st
 
 def _remarks(outlook: Outlook) -> list[str]:
     told, noise = outlook.told, outlook.noise
-    bent = ", ".join(f"{name} ±{error_text(error)}" for name, error in told.bent.items())
+    bent = ", ".join(f"{name} {within_text(error)}" for name, error in told.bent.items())
     return [
         f"Prior: {outlook.prior.source}. Noise of log loss: {noise.value:.3g} ({noise.source}).",
         f"If the form of the law failed, N* at {flops_text(max(told.targets))} FLOPs would be known to: {bent}; if it "
-        f"holds, to ±{error_text(told.error)}.",
+        f"holds, to {within_text(told.error)}.",
     ]
