@@ -59,10 +59,12 @@ class Experience:
 
     def flops_per_second(self, recipe: Recipe, device: DeviceConfig) -> float:
         """What to expect: what the run most like this one reached, else the device's stated speed."""
+        return self.measured(recipe) or device.flops_per_second * device.utilisation
+
+    def measured(self, recipe: Recipe) -> float | None:
+        """FLOPs per second of the run most like this one; None before there is one."""
         near = self._nearest(recipe, [one for one in self.ran if one.flops_per_second is not None])
-        if near is None or near.flops_per_second is None:
-            return device.flops_per_second * device.utilisation
-        return near.flops_per_second
+        return None if near is None else near.flops_per_second
 
     def memory(self, recipe: Recipe, sequences: int, runtime: Runtime, *, native: bool | None = None) -> float:
         """Peak bytes of a step over ``sequences`` sequences: the model's, corrected by the run most like this one.
