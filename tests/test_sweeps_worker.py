@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -96,6 +97,27 @@ def test_runs_of_one_shape_are_trained_as_one_model(tmp_path: Path) -> None:
     for mine, other in zip(together, alone, strict=True):
         assert mine.points()[mine.run_id]["loss"] == pytest.approx(other.points()[other.run_id]["loss"], rel=1e-5)
         assert not (mine.path / "lock").exists()
+
+
+def test_a_corpus_that_changes_under_a_run_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = small_corpus(tmp_path)
+    folder = make_run(tmp_path, corpus, kernels={"step": "torch", "attention": "manual"})
+    shard, append = tmp_path / "corpora" / corpus / "train.bin", RunFolder.append_metrics
+
+    def change(run: RunFolder, row: Any) -> None:
+        append(run, row)
+        os.truncate(shard, 100)
+
+    monkeypatch.setattr(RunFolder, "append_metrics", change)
+    verdict = execute(folder, "w", lambda: None, None)
+    assert (
+        verdict == f"failed: the shard {shard} was changed or removed after it was opened; restore it, and submit "
+        "again with retry=all."
+    )
+    assert capsys.readouterr().err == f"isoflop: {verdict.removeprefix('failed: ')}\n"
+    assert folder.points()[folder.run_id]["verdict"] == verdict
 
 
 def test_of_runs_trained_together_each_may_be_held_cancelled_or_fail(tmp_path: Path) -> None:
