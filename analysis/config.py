@@ -157,6 +157,30 @@ class FitConfig:
         for name, kind in CHOICES.items():
             setattr(self, name, chosen(kind, getattr(self, name), f"fit.{name}"))
 
+    def check(self) -> None:
+        """Refuse settings out of range.
+
+        Raises
+        ------
+        UserError
+            Naming the setting, its value and what is allowed.
+        """
+        rules = (
+            ("level", 0 < self.level < 1, "between 0 and 1, e.g. 0.95"),
+            ("replicates", self.replicates >= 0, "0 or more, e.g. 1000"),
+            ("delta", self.delta > 0, "above 0, e.g. 1e-3"),
+            ("starts", 1 <= self.starts <= 576, "from 1 to 576, e.g. 12"),
+            ("tail", 0 <= self.tail < 1, "from 0 to below 1, e.g. 0.85"),
+            ("window", self.window is None or self.window > 1, "above 1, or null"),
+            ("budget_gap", self.budget_gap > 0, "above 0, e.g. 0.1"),
+            ("seed", self.seed >= 0, "0 or more"),
+            ("epochs", self.epochs is None or self.epochs > 0, "above 0, or null"),
+            ("origins", self.origins >= 1, "1 or more, e.g. 4"),
+        )
+        for name, good, allowed in rules:
+            if not good:
+                raise UserError(f"fit.{name}={getattr(self, name)} is out of range; give a number {allowed}.")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, of which ``FitConfig(**values)`` makes the same settings; as fit.json has them."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -71,6 +71,13 @@ def error_text(error: float) -> str:
     return f"{error:.1%}" if error < 0.5 else f"factor {math.exp(min(error, 700.0)):.3g}"
 
 
+def within_text(error: float) -> str:
+    """The same after "known to": ±5.8%, within a factor 1.9, nothing."""
+    if not math.isfinite(error):
+        return "nothing"
+    return f"±{error_text(error)}" if error < 0.5 else f"within a {error_text(error)}"
+
+
 def bias_text(off: float) -> str:
     """By how much something is off, of whose logarithm that is ``off``: -3.1%; a dash for what is not known."""
     return f"{math.expm1(off):+z.1%}" if math.isfinite(off) else "–"

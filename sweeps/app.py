@@ -21,10 +21,12 @@ QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"
 FREE_KEYS = re.compile(r"(columns|sweep\.axes|cluster\.sbatch)[.=]|validation\.")
 """Overrides of mappings with free keys, to which Hydra adds a key only after ``++``."""
 FREE_TEXT = re.compile(
-    r"(where|path|curves|root|out|prompt|separator|tokenizer|end_of_text|validation\.\w+|data\.path|sweep\.points"
+    r"(where|path|curves|root|out|separator|tokenizer|end_of_text|validation\.\w+|data\.path|sweep\.points"
     r"|forecast\.prior|trainer\.command|cluster\.container)=(?!null$|$|['\"\[])"
 )
 """Overrides with a text that Hydra's grammar would read otherwise: queries, paths, commands."""
+LITERAL = re.compile(r"(prompt)=(?!(['\"]).*\2$)", re.DOTALL)
+"""Overrides with a text that means nothing but itself, not even where it looks like a null or an interpolation."""
 LISTS = re.compile(r"(group_by)=(?!null$|$|\[)")
 """Overrides with a list that may be written with commas alone."""
 SWITCHES = re.compile(r"(forecast)=(?=true$|false$)", re.IGNORECASE)
@@ -103,6 +105,9 @@ def from_shell(argument: str) -> str:
     name, _, value = argument.partition("=")
     if name == "from":  # a Python keyword, so no field's name
         return f"source={value}"
+    if LITERAL.match(argument):
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        return f"{name}={_quoted(value)}"
     if FREE_TEXT.match(argument):
         argument = f"{name}={_quoted(value)}"
     if FREE_KEYS.match(argument):
@@ -196,5 +201,6 @@ def _dirs(flags: Sequence[str]) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    """In single quotes; to Hydra a backslash is one more sign unless a quote follows."""
+    escaped = re.sub(r"(\\+)(?='|\Z)", r"\1\1", text).replace("'", "\\'")
     return f"'{escaped}'"

@@ -92,7 +92,7 @@ class TargetConfig:
     flops: float | None = None
     """n_opt, loss_opt: C."""
     params: float | None = None
-    """loss: N, as the prior counts it."""
+    """loss: N, as ``fit.params`` counts it."""
     tokens: float | None = None
     """loss: D."""
     weight: float = 1.0
@@ -127,7 +127,7 @@ class AllowedConfig:
     memory_gb: float | None = None
     """Of one run, as the plan says."""
     runs: int | None = None
-    """At most."""
+    """Of the sweep, at most."""
     reserved: int = 5
     """Budgets with a run near the compute-optimal size that is there to test the form, the highest one at most a third
     of the limit; 0 for none."""
@@ -156,7 +156,7 @@ class SweepConfig:
     target: TargetConfig = field(default_factory=TargetConfig)
     """optimal: what is to be known."""
     limit: CostConfig = field(default_factory=CostConfig)
-    """optimal: what the sweep may cost."""
+    """optimal: what the sweep may cost, all batches and all values of its axes together."""
     allowed: AllowedConfig = field(default_factory=AllowedConfig)
     """optimal: by which runs. Budgets, horizons and sizes, where they are listed, say which there are to choose from;
     seeds, how often a point may be trained."""

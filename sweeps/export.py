@@ -59,7 +59,6 @@ def _body(raw: DictConfig) -> int:
         raise UserError(
             f"point={config.point}: none of {len(chosen)} points has a checkpoint; train them first, with "
             "trainer.keep=last."
-            "trainer.keep=last."
         )
     for place in places:
         print(place)  # noqa: T201

@@ -18,7 +18,7 @@ from sweeps.paths import SweepFolder
 from sweeps.planning.planner import make_plan
 from sweeps.planning.points import write_plan
 from sweeps.render.plan import show_plan
-from sweeps.terminal import say
+from sweeps.terminal import progress_line, say
 
 
 def _body(config: DictConfig) -> int:
@@ -29,7 +29,8 @@ def _body(config: DictConfig) -> int:
     if base.forecast.on or base.report:
         from sweeps.planning.forecast import foretell  # here, because it takes scipy half a second
 
-        outlook = foretell(base, plan, folder)
+        with progress_line() as report:
+            outlook = foretell(base, plan, folder, report)
         plan = replace(plan, forecast=outlook.to_dict())
     write_plan(plan, folder)
     show_plan(plan, base.format, folder)

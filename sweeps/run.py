@@ -29,7 +29,7 @@ from sweeps.planning.points import Plan
 from sweeps.render.live import live_overview
 from sweeps.render.plan import say_refused
 from sweeps.render.status import say_untold, show_submission
-from sweeps.sequential import further, goes_on, has_ended
+from sweeps.sequential import WAITS, further, goes_on, has_ended
 from sweeps.terminal import say
 from trainer.errors import MachineFault, UserError
 from trainer.mirror import tell_rest
@@ -150,6 +150,8 @@ def _body(raw: DictConfig) -> int:
         stop_workers(folder)
         return complain(f"interrupted; `{again('run')}` continues where it stopped", INTERRUPTED)
     code = report_failures(states)
+    if goes_on(config) and not has_ended(states):
+        say(WAITS)
     if is_tracked(config.tracking):
         tell_rest(folder.path)
         say_untold(folder, states)

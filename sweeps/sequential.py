@@ -17,10 +17,20 @@ from sweeps.dispatch.state import ENDED, PointState, State
 from sweeps.paths import SweepFolder
 from sweeps.planning.points import Plan
 
+NO_FURTHER = "sweep.limit and sweep.allowed leave room for no further point; raise them"
+"""Begins a remark."""
+
 
 def goes_on(config: Config) -> bool:
     """Whether the sweep is one that goes batch by batch."""
     return config.sweep.design is Design.optimal and config.sweep.target.half_width is not None
+
+
+WAITS = (
+    "no further batch is chosen before these have ended well: retry=all tries again what failed, "
+    "sweep.excluded=[ID,...] goes on without it"
+)
+"""Of a sweep of which something failed or was cancelled."""
 
 
 def has_ended(states: Sequence[PointState]) -> bool:
@@ -51,7 +61,7 @@ def further(
     batches = list((plan.design or {}).get("batches", ()))
     longer = make_plan(raw, after=len(batches))
     if len(longer.points) == len(plan.points):
-        tell("the cost limit allows no further point; raise sweep.limit or sweep.target.half_width to go on")
+        tell(f"{NO_FURTHER} or sweep.target.half_width to go on")
         return None
     tell(f"batch {len(batches) + 1}: {len(longer.points) - len(plan.points)} points more")
     return longer
@@ -69,7 +79,7 @@ def precision_line(config: Config, folder: SweepFolder) -> str | None:
 
 
 _known: dict[str, tuple[int, dict[str, Any] | None]] = {}
-"""By folder: how many runs had a final record when precision was last computed, and what it was."""
+"""By folder: how long all final records were when precision was last computed, and what it was."""
 
 
 def precision_facts(config: Config, folder: SweepFolder) -> dict[str, Any] | None:
@@ -80,7 +90,7 @@ def precision_facts(config: Config, folder: SweepFolder) -> dict[str, Any] | Non
     target = config.sweep.target
     if target.flops is None and target.params is None and config.sweep.design is not Design.optimal:
         return None
-    done = sum(1 for _ in folder.path.glob("*/points.jsonl"))
+    done = sum(path.stat().st_size for path in folder.path.glob("*/points.jsonl"))
     key = json.dumps([str(folder.path), str(target), config.fit.to_dict()], default=str)
     if key not in _known or _known[key][0] != done:
         from sweeps.planning.precision import precision_so_far

@@ -10,17 +10,17 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from sweeps.app import again, run_verb, typed
-from sweeps.config import Config
+from sweeps.config import Config, Retry
 from sweeps.dispatch.backlog import read_backlog
 from sweeps.dispatch.reconcile import submit
 from sweeps.dispatch.slurm import Scheduler
-from sweeps.dispatch.state import PointState, inspect
+from sweeps.dispatch.state import ENDED, PointState, inspect
 from sweeps.paths import SweepFolder
 from sweeps.planning.planner import make_plan
 from sweeps.planning.points import Plan
 from sweeps.render.plan import say_refused
 from sweeps.render.status import show_submission
-from sweeps.sequential import further, goes_on, has_ended
+from sweeps.sequential import WAITS, further, goes_on, has_ended
 from sweeps.terminal import say
 
 
@@ -28,8 +28,12 @@ def _body(raw: DictConfig) -> int:
     config: Config = typed(raw)
     plan = make_plan(raw)
     scheduler, folder = Scheduler(), SweepFolder.of(config.root, plan.sweep)
-    if goes_on(config) and has_ended(_states(config, plan, folder, scheduler)):
-        plan = further(raw, config, folder, plan, say) or plan
+    if goes_on(config):
+        states = _states(config, plan, folder, scheduler)
+        if has_ended(states):
+            plan = further(raw, config, folder, plan, say) or plan
+        elif config.retry is Retry.none and all(state.state in ENDED for state in states):
+            say(WAITS)
     say_refused(plan)
     submission = submit(config, plan, scheduler)
     show_submission(submission, config.format)

@@ -7,27 +7,29 @@ isoflop suggest sweep=ours ... write=true
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig
 
-from analysis.text import count_text, error_text, flops_text
+from analysis.text import count_text, flops_text, within_text
 from sweeps.app import again, run_verb, typed
 from sweeps.config import Config, Design, Format
 from sweeps.paths import SweepFolder
 from sweeps.planning.axes import expand
-from sweeps.planning.chosen import Batch, Chosen, read_chosen, settings_key, write_chosen
+from sweeps.planning.chosen import Batch, Chosen, read_chosen, write_chosen
 from sweeps.planning.cost import Experience
-from sweeps.planning.optimal import Workbench, begun, next_batch
+from sweeps.planning.optimal import Workbench, known, next_batch
 from sweeps.planning.planner import pinned_corpus, pinned_dtype
 from sweeps.planning.precision import Reached, precision_so_far
 from sweeps.planning.recipes import check_rules
-from sweeps.terminal import print_json, say, stdout, table
-from trainer.errors import UserError
+from sweeps.sequential import NO_FURTHER
+from sweeps.terminal import print_json, progress_line, say, stdout, table
+from trainer.errors import MachineFault, UserError
 
 
-def suggest(raw: DictConfig) -> tuple[Workbench, Chosen, Batch]:
-    """The next batch, beside what is chosen already; nothing is written but the corpus, if the root has none yet.
+def suggest(raw: DictConfig) -> tuple[Workbench, Chosen | None, Chosen, Batch]:
+    """The next batch, after what design.json holds and what of that stays; nothing is written but a missing corpus.
 
     Raises
     ------
@@ -46,15 +48,15 @@ def suggest(raw: DictConfig) -> tuple[Workbench, Chosen, Batch]:
     config.model.dtype = pinned_dtype(config, folder)
     corpus = pinned_corpus(config.data, folder)
     bench = Workbench.of(config, folder, corpus, Experience.of(folder, config.device))
-    key, there = settings_key(config), read_chosen(folder)
-    if there is None or there.key != key:
-        there = Chosen(key=key, batches=begun(bench, there))
-    return bench, there, next_batch(bench, there)
+    found = read_chosen(folder)
+    there = known(bench, found)
+    with progress_line() as report:
+        return bench, found, there, next_batch(replace(bench, tell=report), there)
 
 
 def _body(raw: DictConfig) -> int:
     config: Config = typed(raw)
-    bench, chosen, batch = suggest(raw)
+    bench, found, chosen, batch = suggest(raw)
     reached = precision_so_far(bench.config, bench.folder)
     if config.format is Format.json:
         print_json(as_dict(chosen, batch, reached))
@@ -63,9 +65,11 @@ def _body(raw: DictConfig) -> int:
     if reached is not None:
         say(f"so far: {reached.text}")
     if not batch.points:
-        say("the limit allows no further point; raise sweep.limit")
+        say(f"{NO_FURTHER} to go on")
     elif config.write:
-        write_chosen(bench.folder, Chosen(key=chosen.key, batches=(*chosen.batches, batch)))
+        longer = replace(chosen, batches=(*chosen.batches, batch))
+        if write_chosen(bench.folder, longer, found) is not longer:
+            raise MachineFault("another command has chosen points meanwhile, so these are not written; suggest again.")
         say(f"written: {bench.folder.path / 'design.json'}; `{again('submit')}` trains them")
     else:
         say("nothing is written; write=true adds them to the sweep, sweep.excluded=[...] leaves some out")
@@ -98,7 +102,7 @@ def show(batch: Batch) -> None:
 def design_text(facts: Mapping[str, Any]) -> str:
     """What a batch costs and promises, in a line."""
     told = ", ".join(
-        f"{name} to ±{error_text(error)}" for name, error in zip(facts["targets"], facts["errors"], strict=True)
+        f"{name} known to {within_text(error)}" for name, error in zip(facts["targets"], facts["errors"], strict=True)
     )
     before = f" after {facts['spent_before']:.3g}" if facts["spent_before"] else ""
     return (

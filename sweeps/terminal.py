@@ -62,7 +62,10 @@ def seconds(value: float | None) -> str:
 
 @contextmanager
 def progress_line() -> Iterator[Callable[[str, float], None]]:
-    """A progress bar on stderr, gone when done: call it with what is being done and the share (0 to 1) that is."""
+    """A progress bar on stderr, gone when done: call it with what is being done and the share (0 to 1) that is.
+
+    Where stderr is no terminal there is nothing.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -70,7 +73,8 @@ def progress_line() -> Iterator[Callable[[str, float], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=stderr(), transient=True) as bar:
+    console = stderr()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task: list[Any] = []
 
         def report(message: str, share: float) -> None:

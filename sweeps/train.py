@@ -15,7 +15,7 @@ from sweeps.config import Config
 from sweeps.dispatch.backlog import read_backlog
 from sweeps.dispatch.execute import execute
 from sweeps.dispatch.ranks import here
-from sweeps.dispatch.reconcile import open_run
+from sweeps.dispatch.reconcile import check_devices, open_run
 from sweeps.dispatch.slurm import Scheduler
 from sweeps.dispatch.state import PointState, inspect
 from sweeps.paths import SweepFolder
@@ -45,6 +45,7 @@ def _body(raw: DictConfig) -> int:
         some = ", ".join(state.point_id for state in chosen[:4])
         raise UserError(f"point={config.point} fits {len(chosen)} points; name one, such as {some}.")
     point = next(point for point in plan.points if point.point_id == chosen[0].point_id)
+    check_devices(config, [point])
     run = folder.run(point.run.run_id)
     interrupted: list[int] = []
 

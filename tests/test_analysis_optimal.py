@@ -216,7 +216,7 @@ def test_pinned_points_are_there_and_excluded_ones_are_not() -> None:
     outside = int(np.flatnonzero(those.params == those.params.max())[0])
     pinned = np.zeros(len(those), dtype=np.int64)
     pinned[[outside, int(free.indices[1])]] = [1, 3]
-    design = _design(those, 0.2, replace(FREE, window=5.0), pinned=pinned, excluded=excluded)
+    design = _design(those, 0.2, replace(FREE, window=5.0), pinned=pinned, excluded={"by hand": excluded})
     counts = dict(zip(design.indices.tolist(), design.counts.tolist(), strict=True))
     assert counts[outside] == 1, "even outside the window"
     assert counts[int(free.indices[1])] == 3, "even above the replicates allowed"

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 from conftest import Answer
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from sweeps.app import from_shell
 from sweeps.cli import VERBS
@@ -156,12 +160,31 @@ def test_tab_completes_verbs_and_configs(line: str, words: set[str]) -> None:
         ("path=[a.txt,b.txt]", "path=[a.txt,b.txt]"),
         ("validation.web=web/*.jsonl", "++validation.web='web/*.jsonl'"),
         ("separator=<|end|>", "separator='<|end|>'"),
+        ("separator=\\n\\n", "separator='\\n\\n'"),
+        ("path=C:\\it's\\", "path='C:\\it\\'s\\\\'"),
+        ("root=${oc.env:HOME}/runs", "root='${oc.env:HOME}/runs'"),
         ("root=/tmp/a(1)", "root='/tmp/a(1)'"),
+        ("prompt=", "prompt=''"),
+        ("prompt=null", "prompt='null'"),
+        ("prompt='a'", "prompt='a'"),
+        ("prompt='a", "prompt='\\'a'"),
+        ("prompt=${x}", "prompt='\\${x}'"),
         ("optim.lr=3e-4", "optim.lr=3e-4"),
     ],
 )
 def test_arguments_are_taken_as_a_shell_gives_them(argument: str, hydra: str) -> None:
     assert from_shell(argument) == hydra
+
+
+@given(
+    st.lists(st.sampled_from(["\\", "'", '"', "${", "$", "{", "}", "[", ",", "=", "\n", " ", "a", "雪"])).map("".join)
+)
+def test_a_prompt_comes_through_as_it_was_typed(text: str) -> None:
+    argument = from_shell(f"prompt={text}")
+    assume(argument != f"prompt={text}")  # quoted as Hydra has it
+    override = OverridesParser.create().parse_override(argument)
+    value = OmegaConf.create({"prompt": override.value()})
+    assert value.prompt == text
 
 
 def test_groups_whose_names_look_alike_keep_their_own_folders(isoflop: Command, tmp_path: Path) -> None:

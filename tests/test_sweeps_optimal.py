@@ -165,7 +165,7 @@ def test_suggest_writes_only_when_told(isoflop: Command, folder: SweepFolder) ->
     planned = isoflop("plan", *smoke(folder, *SMALL), "format=json").json
     assert len(planned["points"]) == len(said.json["suggested"])
     table = isoflop("suggest", *smoke(folder, *SMALL))
-    assert "the limit allows no further point" in table.err
+    assert "leave room for no further point" in table.err
     fixed = isoflop("suggest", *smoke(folder))
     assert fixed.code == 2 and "sweep.design=isoflop has all its points" in fixed.sentence
 
@@ -207,7 +207,7 @@ def test_a_sweep_goes_on_until_its_target_is_known(isoflop: Command, folder: Swe
     chosen = [(p["layers"], p["d_model"], p["tokens"]) for batch in batches for p in batch["points"]]
     assert len(set(chosen)) == len(chosen) == len(folder.runs())
     assert all(len(records) == 1 for records in finals(folder).values())
-    assert "as wanted; nothing more is trained" in said.err or "the cost limit allows no further point" in said.err
+    assert "as wanted; nothing more is trained" in said.err or "leave room for no further point" in said.err
     spent = sum(record["flops_matmul"] for records in finals(folder).values() for record in records)
     assert spent <= 3e12 * 1.001
     status = isoflop("status", *smoke(folder, *BATCHES))

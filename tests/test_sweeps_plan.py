@@ -171,6 +171,7 @@ def test_a_point_off_its_budget_is_refused_by_name(plan: Callable[..., Answer]) 
         (["schedule.warmup=1"], "schedule.warmup=1.0 must be in [0, 1)"),
         (["trainer.eval_at=[0.5,2]"], "trainer.eval_at=[0.5, 2.0] must be shares in (0, 1]"),
         (["optim.min_steps=1000000"], "no point is left of 12; the first was refused"),
+        (["optim.batch_min=8", "optim.batch_max=64"], "optim.batch_max=64 is less than one sequence, data.sequence=96"),
         (["optim.lr=inf"], "optim.lr=inf must be a positive number"),
         (["optim.lr_width_power=nan"], "optim.lr_width_power=nan must be a finite number"),
         (["optim.lr_width_power=1e6"], "the rules give a width of"),

@@ -129,6 +129,12 @@ def test_a_point_too_large_for_its_device_is_refused(isoflop: Command, folder: S
     said = isoflop("submit", *smoke(folder, "trainer.command=null", "data=zipf_facts", "device.memory_gb=1e-4"))
     assert said.code == 2
     assert "device.memory_gb=0.0001 cannot hold c1e10-n3.1k" in said.sentence
+    alone = isoflop(
+        "train", *smoke(folder, "trainer.command=null", "data=zipf_facts", "device.memory_gb=1e-4"), "point=c1e10-n3"
+    )
+    assert alone.code == 2
+    assert "device.memory_gb=0.0001 cannot hold c1e10-n3.1k" in alone.sentence
+    assert not folder.runs()
 
 
 def test_a_finished_point_is_not_trained_again(isoflop: Command, folder: SweepFolder) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import Answer
 from hypothesis import given, settings
@@ -355,6 +357,10 @@ def test_the_command_prepares_checks_and_trains(isoflop: Callable[..., Answer], 
     trained = isoflop("train", *sweep, "data.max_epochs=1000", f"point={cheapest}")
     assert trained.code == 0, trained.err
     run = tmp_path / "root" / "smoke" / cheapest
+    (tmp_path / "one.txt").write_text("\n\n".join(texts(50, longest=3)))
+    parted = isoflop("data", "prepare", f"path={tmp_path}/one.txt", "separator=\\n\\n", "held_out=0.3",
+                     f"out={tmp_path}/parted", "format=json")  # fmt: skip
+    assert sum(parted.json["documents"].values()) == 50
     (record,) = read_lines(run / "points.jsonl")
     assert set(record["validation_sets"]) == {"validation", "web"}
     assert record["loss"] == record["validation_sets"]["validation"]["loss"]
@@ -405,6 +411,8 @@ def test_inputs_that_are_none(tmp_path: Path) -> None:
     assert "has no field 'content', only id, text; name the field" in sentence(field="content")
     (tmp_path / "bad.jsonl").write_text('{"text": "good"}\n{"text": \n{"text": 3}\n')
     assert "bad.jsonl: the line at byte 17 is not JSON" in sentence(path=[tmp_path / "bad.jsonl"])
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    assert "deep.jsonl: the line at byte 0 is not JSON (maximum recursion" in sentence(path=[tmp_path / "deep.jsonl"])
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "abc"}\n' * 1000)[:40])
     assert "cut.jsonl.gz cannot be read" in sentence(path=[tmp_path / "cut.jsonl.gz"])
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
@@ -418,6 +426,29 @@ def test_inputs_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "b.parquet.gz").write_bytes(b"")
     assert "is a compressed parquet file" in sentence(path=[tmp_path / "b.parquet.gz"])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_column_that_breaks_its_promise_of_utf8_is_repaired(tmp_path: Path) -> None:
+    raw = pa.array([b"one \xff", "zwölf 雪".encode(), None, b"three"], pa.binary()).view(pa.string())
+    for name, texts_of in {
+        "plain": raw,
+        "coded": raw.dictionary_encode(),
+        "view": pa.array(TEXTS, pa.string_view()),
+    }.items():
+        pq.write_table(pa.table({"text": texts_of}), tmp_path / f"{name}.parquet")
+    options: dict[str, Any] = {"validation": {"v": str(tmp_path / "view.parquet")}}
+    for name in ("plain", "coded"):
+        prepared = made(path=[tmp_path / f"{name}.parquet"], out=tmp_path / name, **options)
+        assert parts_of(prepared.folder) == {"train": ["one \ufffd", "zwölf 雪", "three"], "v": TEXTS}
+        assert (prepared.counts["repaired"], prepared.counts["empty"]) == (1, 1)
+
+
+def test_what_leaves_nothing_to_train_on_is_named(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    options: dict[str, Any] = {"path": [tmp_path / "a.jsonl"], "out": tmp_path / "out"}
+    said = refused(lambda: made(**options, validation={"v": str(tmp_path / "a.jsonl")}, deduplicate=True))
+    assert "none is left to train on, with held_out=0.0 and 300 that are copies" in said
+    assert "none is left to train on, with held_out=0.99999" in refused(lambda: made(**options, held_out=0.99999))
 
 
 def test_bad_lines_may_be_skipped(tmp_path: Path) -> None:
@@ -445,6 +476,7 @@ def test_bad_lines_may_be_skipped(tmp_path: Path) -> None:
         ({"validation": {"train": "x"}}, "not train"),
         ({"validation": {"validation": "x"}, "held_out": 0.1}, "both make the set validation"),
         ({"separator": ""}, "separator is empty"),
+        ({"split_seed": 10**80}, "must be between -2^63 and 2^63"),
         ({"vocabulary": 100}, "vocabulary=100 must be between 257"),
         ({"shard_mb": float("nan")}, "shard_mb=nan must be 0 or more"),
         ({"tokenizer": "no/such"}, "tokenizer=no/such is neither bytes, nor bpe"),
@@ -469,6 +501,8 @@ def test_tokenizers_that_are_none(tmp_path: Path) -> None:
     options = {"path": [tmp_path / "a.jsonl"], "tokenizer": str(path), "out": tmp_path / "out"}
     path.write_text("{}")
     assert "is no file of the tokenizers library" in refused(lambda: made(**options))
+    path.write_bytes(b"\xff\xfe")
+    assert "is no file of the tokenizers library ('utf-8' codec" in refused(lambda: made(**options))
     made_up = tokenizers.Tokenizer(tokenizers.models.WordLevel({"law": 0, "unk": 1}, unk_token="unk"))
     made_up.save(str(path))
     assert "none of the usual tokens for the end of a text" in refused(lambda: made(**options))
@@ -500,6 +534,16 @@ def test_work_begun_with_other_settings_is_not_mixed(tmp_path: Path, monkeypatch
     (tmp_path / "mine").mkdir()
     options["out"] = tmp_path / "mine"
     assert "was not made by `isoflop data prepare`" in refused(lambda: made(**options))
+
+
+def test_what_a_kill_after_the_rename_left_is_cleared(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    options: dict[str, Any] = {"path": [tmp_path / "a.jsonl"], "out": tmp_path / "out"}
+    made(**options)
+    rest = tmp_path / "out.unfinished"
+    (rest / "units").mkdir(parents=True)
+    assert made(**options).found
+    assert not rest.exists()
 
 
 def test_two_at_once_do_not_mix(tmp_path: Path) -> None:

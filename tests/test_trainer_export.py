@@ -23,6 +23,7 @@ from trainer.loop import train
 from trainer.model import Transformer, initial_params
 from trainer.runfolder import RunFolder
 from trainer.shape import Activation, Positions
+from trainer.text.vocabulary import vocabulary_of
 from trainer.weights import PointWeights, read_weights
 
 LLAMA = {"activation": Activation.swiglu, "tied_head": False, "ffw": 40}
@@ -188,6 +189,13 @@ def test_a_trained_vocabulary_goes_with_the_model(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.eos_token_id == prepared.header.end_of_text
     assert json.loads((place / "config.json").read_text())["eos_token_id"] == prepared.header.end_of_text
+    (prepared.folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"the tokenizer .*tokenizer.json is damaged; restore it"):
+        export(weights_of(run), run, tmp_path, tmp_path / "elsewhere")
+    with pytest.raises(
+        UserError, match=r"the tokenizer .*tokenizer.json is no file of the tokenizers library .*; restore"
+    ):
+        vocabulary_of(prepared.header, prepared.folder)
     (prepared.folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"the tokenizer .*tokenizer.json cannot be read"):
         export(weights_of(run), run, tmp_path, tmp_path / "elsewhere")

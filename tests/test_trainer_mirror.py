@@ -45,7 +45,7 @@ def stop():
         time.sleep(0.01)
     return signals[0] if signals else None
 
-worker.Worker(sweep, runs, "job", 5).go(stop)
+worker.Worker(sweep, runs, "job", 5, together=int(os.environ.get("TOGETHER", 1))).go(stop)
 """
 """With HOLD set it stands still once the first run has more than so many rows, so that a test finds it midway."""
 LONG = {"steps": 600, "log_every": 5, "eval_steps": (300, 600), "checkpoint_seconds": 0.1}
@@ -149,12 +149,42 @@ def test_a_worker_that_is_asked_to_leave_says_so_and_the_run_goes_on_later(offli
         until(lambda: server.runs[run.run_id].state == "preempted")
 
 
+def test_runs_that_are_trained_together_are_followed_together(offline: Path, server: StandIn) -> None:
+    """All are seen while they go, the first's end is not the others', and each is told whole."""
+    runs = [
+        *made(offline, ONLINE, **(LONG | {"steps": 30, "eval_steps": (30,)})),
+        *made(offline, ONLINE, 3, **LONG)[1:],
+    ]
+    worker = work([runs[1], runs[0], runs[2]], HOLD="40", TOGETHER="3")
+    until(lambda: all(run.run_id in server.runs and len(server.runs[run.run_id].rows) > 3 for run in runs))
+    assert [bool(run.points()) for run in runs] == [True, False, False]
+    until(lambda: server.runs[runs[0].run_id].state == "finished")
+    worker.send_signal(signal.SIGTERM)
+    _, errors = worker.communicate(timeout=60)
+    assert not runs[1].points() and not runs[2].points()
+    second = work(runs, TOGETHER="3")
+    _, errors = second.communicate(timeout=120)
+    assert second.returncode == 0 and complaints(errors) == []
+    for run in runs:
+        seen = server.runs[run.run_id]
+        assert run.attempts()[0]["together"] == 3 and seen.state == "finished" and is_whole(run)
+        assert [row["step"] for row in seen.rows] == [row["step"] for row in run.metrics()]
+
+
+def test_tiny_runs_that_are_trained_together_are_all_told(offline: Path) -> None:
+    runs = made(offline, OFFLINE, count=5)
+    worker = work(runs, TOGETHER="3")
+    _, errors = worker.communicate(timeout=120)
+    assert worker.returncode == 0 and complaints(errors) == []
+    assert all(is_whole(run) and len(told(run)) == len(run.metrics()) for run in runs)
+
+
 def test_a_mirror_that_dies_is_started_again(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.mirror.RETRY_SECONDS", 0.1)
     monkeypatch.setattr("trainer.mirror.START_SECONDS", 0.0)
     (run,) = made(offline, OFFLINE)
     mirror = Mirror(run.path.parent)
-    mirror.follow(run, run.read_config())
+    mirror.follow((run, run.read_config()))
     first = mirror._process
     assert first is not None
     first.kill()
@@ -277,7 +307,7 @@ def test_where_every_core_works_a_worker_starts_its_mirror_late(offline: Path, m
     (run,) = made(offline, replace(OFFLINE, share=0.01))
     monkeypatch.setattr("trainer.mirror.Cores.free", lambda *_: False)
     mirror = Mirror(run.path.parent)
-    mirror.follow(run, run.read_config())
+    mirror.follow((run, run.read_config()))
     mirror.check()
     assert mirror._process is None
     mirror._began -= 119.0

@@ -61,6 +61,7 @@ def test_draws_keep_to_their_rules() -> None:
         return {draw(logits, Drawing(**rules), generator) for _ in range(400)}  # type: ignore[arg-type]
 
     assert drawn(temperature=0) == {1}
+    assert drawn(temperature=1e-310) == {1}
     assert drawn(top_k=2) == {1, 3}
     assert drawn(top_p=0.01) == {1}
     assert drawn(top_p=0.8) == {1, 3}  # their shares are 0.64 and 0.24
@@ -96,6 +97,15 @@ def test_the_same_seed_gives_the_same_text_and_the_end_ends_it() -> None:
     assert text(0, end=text(0)[20]) == text(0)[: text(0).index(text(0)[20])]
 
 
+def test_a_model_that_diverged_says_nothing() -> None:
+    shape = small_shape()
+    flat = torch.full((shape.params_total,), float("nan"))
+    for temperature in (0.0, 1.0):
+        text = generate(Decoder(shape, flat), [5], Drawing(temperature=temperature), tokens=3, end=None)
+        with pytest.raises(UserError, match=r"numbers that are not finite, as its run diverged"):
+            list(text)
+
+
 def test_bytes_are_said_when_their_character_is_whole() -> None:
     said = list(texts(iter("a雪".encode() + b"\xff" + "é".encode()[:1]), Bytes()))
     assert "".join(said) == "a雪\ufffd\ufffd"
@@ -114,7 +124,8 @@ def test_the_commands(isoflop: Callable[..., Answer], tmp_path: Path) -> None:
     plan = isoflop("plan", *sweep, "format=json")
     assert plan.code == 0, plan.err
     first, second = (row["point_id"] for row in plan.json["points"])
-    assert "none of 2 points has a checkpoint" in isoflop("export", *sweep).sentence
+    absent = isoflop("export", *sweep).sentence
+    assert absent.endswith("none of 2 points has a checkpoint; train them first, with trainer.keep=last.")
     assert f"point={first} has not been trained yet" in isoflop("sample", *sweep, f"point={first}").sentence
     assert isoflop("train", *sweep, f"point={first}").code == 0
 
@@ -132,6 +143,8 @@ def test_the_commands(isoflop: Callable[..., Answer], tmp_path: Path) -> None:
     assert sampled.out.startswith("a b, (c)")
     assert sampled.out == isoflop("sample", *sweep, f"point={first}", "prompt=a b, (c)", "tokens=20", "seed=3").out
     assert "after 2" in sampled.err
+    exact = "it's \\n [${HOME}] \\"
+    assert isoflop("sample", *sweep, f"point={first}", f"prompt={exact}", "tokens=1").out.startswith(exact)
     assert "fits 2 points; name one" in isoflop("sample", *sweep).sentence
     assert "top_p=2.0 must be in (0, 1]" in isoflop("sample", *sweep, f"point={first}", "top_p=2").sentence
     assert "tokens=0 must be 1 or more" in isoflop("sample", *sweep, f"point={first}", "tokens=0").sentence

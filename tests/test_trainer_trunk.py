@@ -178,6 +178,25 @@ def test_a_damaged_trunk_is_trained_again_and_recorded_points_stay(tmp_path: Pat
     assert "trunk.ckpt is not the state before update" in folder.attempts()[1]["why"]
     assert folder.points()[first["point_id"]] == first
     assert measured(folder) == measured(unbroken)
+    assert rows(folder) == rows(unbroken)
+
+
+@pytest.mark.parametrize("again", [4, 9, 12, 16])
+def test_a_recorded_cooldown_whose_rows_went_with_its_trunk_gets_them_back(tmp_path: Path, again: int) -> None:
+    corpus = small_corpus(tmp_path)
+    unbroken = trunk(tmp_path, corpus, sweep="unbroken")
+    train(unbroken, tmp_path)
+    folder = trunk(tmp_path, corpus, sweep="damaged")
+    for stop in (17, again):  # in the second cooldown; then on the way back there
+        asked = iter(range(10**6))
+        train(folder, tmp_path, should_stop=lambda asked=asked, stop=stop: "now" if next(asked) == stop else None)  # type: ignore[misc]
+        (first,) = folder.points().values()
+        if stop == 17:
+            for path in folder.checkpoints.iterdir():
+                path.unlink()
+    assert train(folder, tmp_path) == "done"
+    assert folder.points()[first["point_id"]] == first
+    assert rows(folder) == rows(unbroken) and measured(folder) == measured(unbroken)
 
 
 def test_what_stays_on_disk(tmp_path: Path) -> None:

@@ -69,6 +69,26 @@ class DeviceKind(StrEnum):
     cuda = "cuda"
 
 
+class Way(StrEnum):
+    """How torch computes a step (see :mod:`trainer.ways`)."""
+
+    auto = "auto"
+    eager = "eager"
+    graph = "graph"
+    compile = "compile"
+    compile_graph = "compile_graph"
+
+    @property
+    def compiles(self) -> bool:
+        """Whether torch's compiler is needed."""
+        return self in (Way.compile, Way.compile_graph)
+
+    @property
+    def records(self) -> bool:
+        """Whether the step is replayed as a CUDA graph."""
+        return self in (Way.graph, Way.compile_graph)
+
+
 class Keep(StrEnum):
     """Which checkpoints stay once a point is done."""
 
@@ -248,6 +268,10 @@ class TrainerConfig:
     """Sequences per forward pass; 0 takes the whole batch at once. Smaller ones accumulate gradients."""
     threads: int = 1
     """CPU threads per run."""
+    way: Way = Way.auto
+    """How a step is computed. auto: on a CPU in C++ or by torch's eager operations; on a GPU eager, as one CUDA graph
+    or compiled, whichever is tried out to be fastest, for each shape. By name: torch in this way, if it agrees with
+    eager there; graphs need a GPU."""
 
 
 def plain(value: Any) -> Any:

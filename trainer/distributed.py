@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,8 @@ def _lead(folder: RunFolder, device: torch.device, asked: Callable[[], str | Non
         folder.check_owner = check
         root = folder.path.parent.parent
         size = dist.get_world_size()
-        return train(folder, root, job=job, should_stop=reason, open_engine=open_engine, devices=size)
+        choose = partial(engines.choose_kernels, devices=size)
+        return train(folder, root, job=job, should_stop=reason, open_engine=open_engine, choose=choose, devices=size)
 
     try:
         if lent is not None:
@@ -175,7 +177,7 @@ def _work(path: Path, asked: Callable[[], str | None]) -> str:
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.set_num_threads(config.runtime.threads)
-    device = torch.device(config.runtime.device.value)
+    device = engines.prepare_device(config.runtime.device)
     with _together():
         dist.init_process_group("nccl" if gpu else "gloo")
     if dist.get_rank():

@@ -1,13 +1,15 @@
 """What computes a run's losses and gradients, and the choice between the ways to do it.
 
 ``native`` is the C++ step of :mod:`trainer.native`, for CPUs with a compiler at hand; ``torch`` is autograd over
-:class:`trainer.model.Transformer`, on any device. Which is taken is tried once per run folder, then kept: the choice
-moves the last bits of a loss.
+:class:`trainer.model.Transformer`, on any device, in one of the ways of :mod:`trainer.ways`. Which is taken is tried
+once per run folder, then kept: the choice moves the last bits of a loss.
 """
 
 from __future__ import annotations
 
+import gc
 import math
+import os
 import platform
 import time
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from trainer.adamw import FlatAdamW
-from trainer.config import Precision
+from trainer.config import DeviceKind, Precision, Way
 from trainer.errors import UserError
 from trainer.kernels import CLEARLY, Attention, tune_attention
 from trainer.memory import HostMemory
@@ -28,10 +30,14 @@ from trainer.native.build import library
 from trainer.native.model import NativeTransformer, chunk_of
 from trainer.recipe import Recipe
 from trainer.runfolder import RunConfig
+from trainer.ways import Choice, Guarded, Recorded, Step, candidates, choose_way, compiled
 
 NATIVE, TORCH = "native", "torch"
 TUNE_TOKENS = 2048
 TUNE_SECONDS = 0.2
+TAKEN = [way for way in Way if way is not Way.auto]
+TRY_PARTS = 2
+"""Micro-batches of a batch that ways are tried on, at most."""
 
 
 class Engine(Protocol):
@@ -49,26 +55,53 @@ class Engine(Protocol):
 class TorchEngine:
     """Autograd over ``micro_batch`` sequences at a time, on any device."""
 
-    def __init__(self, recipe: Recipe, initial: Tensor, *, attention: Attention, micro_batch: int) -> None:
+    def __init__(
+        self, recipe: Recipe, initial: Tensor, *, attention: Attention, micro_batch: int, way: Way = Way.eager
+    ) -> None:
         dtype = torch.bfloat16 if recipe.dtype is Precision.bf16 else torch.float32
         layout = slots(recipe.model, recipe.scaling)
         self.optimizer = FlatAdamW(initial, recipe.optim, groups=groups(layout), dtype=dtype)
-        self._model = Transformer(recipe.model, self.optimizer.params, attention, recipe.scaling, recipe.optim.z_loss)
-        self._micro_batch = micro_batch
+        self.sizes = [slot.params for slot in layout]
+        self._recipe, self._attention, self._micro_batch = recipe, attention, micro_batch
+        self._model = self._transformer()
+        self._compiled: tuple[Transformer, Step] | None = None
+        self._step = self.step(Way.eager)
+        if way is not Way.eager:
+            self._step = Guarded(self.step(way), self._step, way)
 
     def gradient(self, windows: Tensor) -> Tensor:
         """As :class:`Engine` says."""
-        total = torch.zeros((), dtype=torch.float64, device=windows.device)
-        for number, part in enumerate(torch.split(windows, self._micro_batch)):
-            loss = self._model.loss(part)
-            self.optimizer.accumulate(self._model.gradient(loss), first=number == 0)
-            total += loss.detach()
-        return total
+        return self._step(windows)
 
     def loss(self, windows: Tensor) -> Tensor:
-        """As :class:`Engine` says."""
+        """As :class:`Engine` says; always eager, so that evaluations are the same in every way."""
         with torch.no_grad():
             return self._model.loss(windows)
+
+    def step(self, way: Way) -> Step:
+        """What computes :meth:`gradient` in a way; those that compile share what was compiled."""
+        model = self._model
+        loss: Step = model.loss
+        if way.compiles:
+            if self._compiled is None:
+                plain = self._transformer(plain=True)
+                self._compiled = plain, compiled(plain.loss)
+            model, loss = self._compiled
+        optimizer, micro_batch = self.optimizer, self._micro_batch  # and not self, which would keep itself
+
+        def step(windows: Tensor) -> Tensor:
+            total = torch.zeros((), dtype=torch.float64, device=windows.device)
+            for number, part in enumerate(torch.split(windows, micro_batch)):
+                one = loss(part)
+                optimizer.accumulate(model.gradient(one), first=number == 0)
+                total += one.detach()
+            return total
+
+        return Recorded(step) if way.records else step
+
+    def _transformer(self, *, plain: bool = False) -> Transformer:
+        recipe, params = self._recipe, self.optimizer.params
+        return Transformer(recipe.model, params, self._attention, recipe.scaling, recipe.optim.z_loss, plain=plain)
 
 
 class NativeEngine:
@@ -102,8 +135,13 @@ def open_engine(config: RunConfig, device: torch.device) -> Engine:
     initial = initial_params(recipe.model, recipe.seed, recipe.scaling).to(device)
     if kernels.get("step") == NATIVE:
         return NativeEngine(recipe, initial, chunk=int(kernels["chunk"]), threads=config.runtime.threads)
-    micro_batch = config.runtime.micro_batch or recipe.sequences
-    return TorchEngine(recipe, initial, attention=Attention(kernels["attention"]), micro_batch=micro_batch)
+    return TorchEngine(
+        recipe,
+        initial,
+        attention=Attention(kernels["attention"]),
+        micro_batch=config.runtime.micro_batch or recipe.sequences,
+        way=Way(kernels.get("way", Way.eager)),
+    )
 
 
 def usable(kernels: Mapping[str, Any], recipe: Recipe, where: str) -> bool:
@@ -123,21 +161,36 @@ def usable(kernels: Mapping[str, Any], recipe: Recipe, where: str) -> bool:
         raise UserError(f"{where}: kernels.step={step!r} is none of {NATIVE} (with a chunk) and {TORCH}; restore it.")
     if path not in list(Attention):
         raise UserError(f"{where}: kernels.attention={path!r} is none of {', '.join(Attention)}; restore it.")
+    if kernels.get("way", Way.eager) not in TAKEN:
+        raise UserError(f"{where}: kernels.way={kernels['way']!r} is none of {', '.join(TAKEN)}; restore it.")
     return True
 
 
-def choose_kernels(config: RunConfig, device: torch.device) -> dict[str, Any]:
-    """The fastest way to compute a run's steps here, tried out in under half a second where the model is small."""
+def choose_kernels(config: RunConfig, device: torch.device, devices: int = 1) -> dict[str, Any]:
+    """The fastest way to compute a run's steps here, where ``devices`` like this one share its batches.
+
+    On a CPU it takes under half a second where the model is small; on a GPU a few, and where compiling is tried, that.
+    """
     recipe, shape = config.recipe, config.recipe.model
-    if device.type == "cpu" and _native_can(recipe) and library(recipe.dtype) is not None:
+    native = device.type == "cpu" and config.runtime.way is Way.auto and _native_can(recipe)
+    if native and library(recipe.dtype) is not None:
         chunk = min(chunk_of(shape), recipe.sequences)
         if _native_wins(recipe, chunk, config.runtime.threads):
             return {"step": NATIVE, "chunk": chunk, **_made(device)}
-    return choose_torch(config, device)
+    return choose_torch(config, device, devices)
 
 
-def choose_torch(config: RunConfig, device: torch.device) -> dict[str, Any]:
-    """The same among the ways of torch."""
+def choose_torch(config: RunConfig, device: torch.device, devices: int = 1) -> dict[str, Any]:
+    """The same among torch's."""
+    kernels = choose_attention(config, device)
+    if candidates(config.runtime.way, device):
+        choice = _choose_way(config, device, Attention(kernels["attention"]), devices)
+        kernels |= {"way": choice.way.value, "tried": choice.tried}
+    return kernels
+
+
+def choose_attention(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """The attention path alone."""
     recipe, shape = config.recipe, config.recipe.model
     path = tune_attention(
         sequences=config.runtime.micro_batch or recipe.sequences,
@@ -148,6 +201,54 @@ def choose_torch(config: RunConfig, device: torch.device) -> dict[str, Any]:
         device=device,
     )
     return {"step": TORCH, "attention": path.value, **_made(device)}
+
+
+def _choose_way(config: RunConfig, device: torch.device, attention: Attention, devices: int) -> Choice:
+    """Try the ways on random tokens, from the run's own start."""
+    recipe, shape = config.recipe, config.recipe.model
+    share = math.ceil(recipe.sequences / devices)
+    micro_batch = min(config.runtime.micro_batch or share, share)
+    sequences = min(share, TRY_PARTS * micro_batch)
+    initial = initial_params(shape, recipe.seed, recipe.scaling).to(device)
+    engine = TorchEngine(recipe, initial, attention=attention, micro_batch=micro_batch)
+    choice = choose_way(
+        config.runtime.way,
+        engine.step,
+        try_batches((sequences, shape.sequence + 1), shape.vocabulary, device),
+        engine.optimizer.gradient,
+        engine.sizes,
+        recipe.dtype,
+        updates=recipe.updates * share / sequences,
+    )
+    del initial, engine
+    free_memory(device)
+    return choice
+
+
+def try_batches(size: tuple[int, ...], vocabulary: int, device: torch.device) -> list[Tensor]:
+    """Two batches of random tokens, the same on every machine."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(vocabulary, size, generator=generator).to(device) for _ in range(2)]
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what a GPU holds for tensors that are gone."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def prepare_device(kind: DeviceKind) -> torch.device:
+    """The device of that kind, set up so that its results repeat.
+
+    Not ``warn_only``: with that, torch's attention on GPUs stays as it is. Every operation of ours has a version whose
+    bits repeat.
+    """
+    if kind is DeviceKind.cuda:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
+    return torch.device(kind.value)
 
 
 def _made(device: torch.device) -> dict[str, Any]:

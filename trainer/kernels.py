@@ -21,6 +21,8 @@ CLEARLY = 1.25
 """How much faster the unusual path must be to be taken: less may be noise, and two folders should choose alike."""
 TUNE_SECONDS = 0.2
 TUNE_TOKENS = 2048
+PRODUCT_ROWS = 4096
+"""Token tables up to this size get their gradient on a GPU as a product: one more of the size of the logits'."""
 
 
 class Attention(StrEnum):
@@ -31,20 +33,44 @@ class Attention(StrEnum):
 
 
 class _Lookup(Function):
-    """Rows of the token table."""
+    """Rows of the token table, or of one table above the other for each of several models."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
+    def forward(ctx: Any, table: Tensor, index: Tensor, members: int) -> Tensor:
         ctx.save_for_backward(index)
-        ctx.like = (table.shape, table.dtype)
+        ctx.like, ctx.members = (table.shape, table.dtype), members
         return table.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (index,) = ctx.saved_tensors
-        size, dtype = ctx.like
-        total = torch.zeros(size, dtype=torch.float32, device=grad.device)
-        return total.index_add_(0, index, grad.float()).to(dtype), None
+        (rows, width), dtype = ctx.like
+        if not grad.is_cuda:
+            total = torch.zeros(rows, width, dtype=torch.float32, device=grad.device)
+            return total.index_add_(0, index, grad.float()).to(dtype), None, None
+        return summed_rows(grad, index, rows, ctx.members).to(dtype), None, None
+
+
+def summed_rows(grad: Tensor, index: Tensor, rows: int, members: int = 1) -> Tensor:
+    """Rows of ``grad`` (n, d) summed where ``index`` (n,) says, (rows, d): the same bits every time, also on a GPU,
+    and without a question to the host, so that a graph can record it.
+
+    Small tables by a product with the tokens' indicators: sorting, as torch does there, adds up a token's rows one
+    after another, and of few tokens each has very many.
+
+    Parameters
+    ----------
+    members
+        So many equal parts of ``grad`` have an equal part of the rows each.
+    """
+    own = rows // members
+    if own <= PRODUCT_ROWS:
+        first = torch.arange(0, rows, own, device=grad.device)[:, None]
+        token = (index.view(members, 1, -1) - first[:, :, None]) == torch.arange(own, device=grad.device)[:, None]
+        return torch.bmm(token.to(grad.dtype), grad.view(members, -1, grad.shape[-1])).flatten(0, 1)
+    total = torch.zeros(rows, grad.shape[-1], dtype=torch.float32, device=grad.device)
+    # unsafe: the lookup has checked them
+    return torch._index_put_impl_(total, [index], grad.float(), accumulate=True, unsafe=True)
 
 
 class _RmsNorm(Function):
@@ -97,14 +123,17 @@ class _CrossEntropy(Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, z: float, members: int | None) -> Tensor:
-        log_p = torch.log_softmax(logits.float(), -1)
+        log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
         index = target[:, None]
         losses = log_p.gather(1, index)
         loss = losses.sum().neg_() if members is None else losses.view(members, -1).sum(1).neg_()
         if logits.requires_grad:
             weight = 1 + 2 * z * torch.logsumexp(logits.float(), -1, keepdim=True) if z else None
             probability = log_p.exp_() if weight is None else log_p.exp_().mul_(weight)
-            grad = probability.scatter_add_(1, index, log_p.new_full((), -1.0).expand_as(index))
+            if logits.is_cuda or torch.compiler.is_compiling():  # where scatters ask the host, or hinder fusion
+                grad = probability.add_(index == torch.arange(logits.shape[-1], device=logits.device), alpha=-1)
+            else:
+                grad = probability.scatter_add_(1, index, log_p.new_full((), -1.0).expand_as(index))
             ctx.save_for_backward(grad.to(logits.dtype))
         return loss
 
@@ -113,9 +142,9 @@ class _CrossEntropy(Function):
         return ctx.saved_tensors[0], None, None, None  # the loss is where backward starts: its own gradient is 1
 
 
-def lookup(table: Tensor, index: Tensor) -> Tensor:
-    """Rows of ``table`` (V, d) at ``index`` (n,)."""
-    out: Tensor = _apply(_Lookup, table, index)
+def lookup(table: Tensor, index: Tensor, members: int = 1) -> Tensor:
+    """Rows of ``table`` (V, d) at ``index`` (n,); each of ``members`` equal parts of that lies in its own part of V."""
+    out: Tensor = _apply(_Lookup, table, index, members)
     return out
 
 
@@ -123,6 +152,13 @@ def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
     """RMSNorm of (n, d) with gain (d,)."""
     out: Tensor = _apply(_RmsNorm, x, gain)
     return out
+
+
+def plain_rms_norm(x: Tensor, gain: Tensor) -> Tensor:
+    """The same in operations that a compiler fuses by itself, backward too."""
+    wide = x.float()
+    inverse = (wide.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
+    return (wide * inverse * gain.float()).to(x.dtype)
 
 
 def rotary_table(tokens: int, heads: int, size: int, device: torch.device) -> Tensor:
@@ -137,6 +173,13 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Rotary positions on (B, T, w), by a table of (T, w / 2)."""
     out: Tensor = _apply(_Rotate, x, table)
     return out
+
+
+def plain_rotate(x: Tensor, table: Tensor) -> Tensor:
+    """The same by cosines and sines (T, w / 2, 2), which compilers fuse, and complex numbers they do not."""
+    even, odd = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
+    cosine, sine = table.unbind(-1)
+    return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], -1).flatten(-2).to(x.dtype)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, z: float = 0.0) -> Tensor:

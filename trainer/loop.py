@@ -11,7 +11,6 @@ its state aside as ``trunk.ckpt``, and takes it up again once the cooldown's poi
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -27,7 +26,7 @@ from trainer.batches import eval_windows, train_batch, window_starts
 from trainer.checkpoint import SLOTS, TRUNK
 from trainer.config import DeviceKind, Keep, Precision
 from trainer.corpus import Corpus, open_corpus
-from trainer.engine import DeviceMemory, Engine, choose_kernels, open_engine, usable
+from trainer.engine import DeviceMemory, Engine, choose_kernels, open_engine, prepare_device, usable
 from trainer.errors import MachineFault, UserError
 from trainer.guard import MOST_IN_A_ROW, Guard
 from trainer.legs import Leg, legs
@@ -175,18 +174,17 @@ class _Run:
         verdict = DONE
         while True:
             leg = self.legs[self.at]
-            if not (leg.branch and leg.horizon.point_id in self.folder.points()):
-                if leg.branch and self.step == leg.begin:
-                    self._write(TRUNK)
-                outcome = self._train(leg, attempt, should_stop)
-                if outcome.startswith(STOPPED):
-                    return outcome
-                self._conclude(leg, outcome, attempt)
-                if leg.branch:
-                    self._take_up_trunk(leg)
-                elif outcome == DIVERGED:
-                    return outcome
-                verdict = outcome
+            if leg.branch and self.step == leg.begin:
+                self._write(TRUNK)
+            outcome = self._train(leg, attempt, should_stop)
+            if outcome.startswith(STOPPED):
+                return outcome
+            self._conclude(leg, outcome, attempt)
+            if leg.branch:
+                self._take_up_trunk(leg)
+            elif outcome == DIVERGED:
+                return outcome
+            verdict = outcome
             if leg is self.legs[-1]:
                 return verdict
             self.at += 1
@@ -394,15 +392,23 @@ class _Run:
     def _restore(self) -> None:
         """The newest state that does not lie in a cooldown that is over."""
         names = [*SLOTS, TRUNK] if len(self.legs) > 1 else SLOTS
-        known = self.folder.points()
+        over = self._over()
         for found in checkpoint.valid(self.folder.checkpoints, self.config.run_id, names):
             leg = self.legs[found.state.get("leg", 0)]
-            if found.slot == TRUNK or not (leg.branch and leg.horizon.point_id in known):
+            if found.slot == TRUNK or leg not in over:
                 self._slot = None if found.slot == TRUNK else found.slot
                 self._load(found)
                 break
-        while self.legs[self.at].branch and self.legs[self.at].horizon.point_id in known:
+        while self.legs[self.at] in over:
             self.at += 1  # so that the attempt says where it really goes on, and voids no row of the cooldown
+
+    def _over(self) -> list[Leg]:
+        """The cooldowns that are recorded and have their rows, which those have not that were before a new start."""
+        points = self.folder.points()
+        branches = [leg for leg in self.legs if leg.branch and leg.horizon.point_id in points]
+        logged = {row.get("update") for row in self.folder.metrics()} if branches else set()
+        diverged = [leg for leg in branches if points[leg.horizon.point_id]["verdict"] != DONE]
+        return [leg for leg in branches if leg in diverged or leg.updates - 1 in logged]
 
     def _load(self, found: checkpoint.Checkpoint) -> None:
         """Take up a state."""
@@ -442,14 +448,11 @@ def _device(config: RunConfig) -> torch.device:
             "model.dtype=auto is not resolved to bf16 or fp32 in this run's config; submit the sweep again."
         )
     torch.set_num_threads(config.runtime.threads)
-    if config.runtime.device is DeviceKind.cuda:
-        if not torch.cuda.is_available():
-            raise MachineFault(  # not the run's fault: another node may have one
-                "device.kind=cuda, but torch sees no CUDA device here; run where there is one, or choose device=cpu."
-            )
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    return torch.device(config.runtime.device.value)
+    if config.runtime.device is DeviceKind.cuda and not torch.cuda.is_available():
+        raise MachineFault(  # not the run's fault: another node may have one
+            "device.kind=cuda, but torch sees no CUDA device here; run where there is one, or choose device=cpu."
+        )
+    return prepare_device(config.runtime.device)
 
 
 def _corpus(config: RunConfig, root: Path) -> Corpus:

@@ -38,21 +38,23 @@ class Mirror:
         self._sweep = sweep
         self._process: subprocess.Popen[bytes] | None = None
         self._named: list[str] = []
+        """What was followed up to now: run ids, those that were followed together in one line."""
         self._share = 0.0
         self._failures = 0
         self._began = self._not_before = 0.0
         self._cores = Cores()
 
-    def follow(self, run: RunFolder, config: RunConfig) -> None:
-        """Tell W&B of this run from now on, if its config asks for it."""
-        if not is_tracked(config.runtime.tracking):
+    def follow(self, *runs: tuple[RunFolder, RunConfig]) -> None:
+        """Tell W&B of these runs from now on, of those whose config asks for it."""
+        tracked = [(run, config) for run, config in runs if is_tracked(config.runtime.tracking)]
+        if not tracked:
             return
         if not self._named:
             self._began, self._cores = time.monotonic(), Cores()
-        self._named.append(run.run_id)
-        self._share = config.runtime.tracking.share
+        self._named.append(" ".join(run.run_id for run, _ in tracked))
+        self._share = tracked[0][1].runtime.tracking.share
         if self._process is not None and self._process.poll() is None:
-            self._send([run.run_id])
+            self._send(self._named[-1:])
         else:
             self.check()
 
@@ -101,10 +103,10 @@ class Mirror:
                     complain("it has not taken all that there is to tell")
                     return
 
-    def _send(self, run_ids: list[str]) -> None:
+    def _send(self, lines: list[str]) -> None:
         if self._process is not None and self._process.stdin is not None:
             with suppress(OSError):  # it has failed; check() sees to it
-                self._process.stdin.write("".join(f"{run_id}\n" for run_id in run_ids).encode())
+                self._process.stdin.write("".join(f"{line}\n" for line in lines).encode())
                 self._process.stdin.flush()
 
 

@@ -16,7 +16,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.kernels import Attention, attend, causal_mask, cross_entropy, lookup, rms_norm, rotary_table, rotate
+from trainer.kernels import (
+    Attention,
+    attend,
+    causal_mask,
+    cross_entropy,
+    lookup,
+    plain_rms_norm,
+    plain_rotate,
+    rms_norm,
+    rotary_table,
+    rotate,
+)
 from trainer.recipe import Scaling
 from trainer.scaling import factors
 from trainer.shape import Activation, Positions, Shape
@@ -138,13 +149,22 @@ def initial_params(shape: Shape, seed: int, scaling: Scaling | None = None) -> T
 class Transformer:
     """Computes losses from flat parameters ``flat`` (..., params_total), in their dtype and on their device.
 
-    Those of several models are :class:`trainer.stacked.StackedTransformer`'s.
+    Those of several models are :class:`trainer.stacked.StackedTransformer`'s. With ``plain`` the pieces that have a
+    backward written by hand are left to a compiler, as plain operations.
     """
 
     def __init__(
-        self, shape: Shape, flat: Tensor, attention: Attention, scaling: Scaling | None = None, z_loss: float = 0.0
+        self,
+        shape: Shape,
+        flat: Tensor,
+        attention: Attention,
+        scaling: Scaling | None = None,
+        z_loss: float = 0.0,
+        *,
+        plain: bool = False,
     ) -> None:
         self.shape = shape
+        self._norm, self._rotate = (plain_rms_norm, plain_rotate) if plain else (rms_norm, rotate)
         self.attention = attention
         self.tensors: dict[str, Tensor] = {}
         self._z_loss = z_loss
@@ -157,7 +177,8 @@ class Transformer:
             offset += slot.params
         self.table: Tensor | None = None
         if shape.positions is Positions.rope:  # for q and k at once
-            self.table = rotary_table(shape.sequence, 2 * shape.heads, shape.head_size, flat.device)
+            table = rotary_table(shape.sequence, 2 * shape.heads, shape.head_size, flat.device)
+            self.table = torch.view_as_real(table) if plain else table
         self._mask = causal_mask(shape.sequence, flat.dtype, flat.device)
 
     def logits(self, tokens: Tensor) -> Tensor:
@@ -185,7 +206,7 @@ class Transformer:
 
     def norm(self, x: Tensor, name: str) -> Tensor:
         """RMSNorm of (n, d) with a gain."""
-        return rms_norm(x, self.tensors[name])
+        return self._norm(x, self.tensors[name])
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         """(n, columns) to (n, rows) by a matrix and its scale."""
@@ -205,7 +226,7 @@ class Transformer:
                 [self.norm_heads(x, f"{layer}.norm_{part}") for x, part in zip(qk.chunk(2, -1), "qk", strict=True)], -1
             )
         if self.table is not None:
-            qk = rotate(qk, self.table[: qk.shape[1]])
+            qk = self._rotate(qk, self.table[: qk.shape[1]])
         split = (*qkv.shape[:2], self.shape.heads, self.shape.head_size)
         q, k, v = (x.view(split).transpose(1, 2) for x in (*qk.chunk(2, -1), v))
         return attend(q, k, v, self._mask, self.attention).transpose(1, 2).flatten(2)

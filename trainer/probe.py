@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from trainer.engine import DeviceMemory, choose_kernels, open_engine
+from trainer.engine import DeviceMemory, choose_kernels, open_engine, prepare_device
 from trainer.runfolder import RunConfig, RunFolder
 
 WARM = 2
@@ -39,8 +39,8 @@ def probe(config: RunConfig, device: torch.device, *, seconds: float = 5.0) -> P
     """Train a run's shape, batch and precision on random tokens for about ``seconds``: three steps at least."""
     recipe = config.recipe
     torch.set_num_threads(config.runtime.threads)
-    memory = DeviceMemory(device)
     config = replace(config, kernels=choose_kernels(config, device))
+    memory = DeviceMemory(device)
     engine = open_engine(config, device)
     size = (recipe.sequences, recipe.model.sequence + 1)
     windows = torch.randint(recipe.model.vocabulary, size, generator=torch.Generator().manual_seed(0)).to(device)
@@ -68,7 +68,7 @@ def main() -> None:
     """Probe the run of a folder."""
     config = RunFolder(Path(sys.argv[1])).read_config()
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 5.0
-    found = probe(config, torch.device(config.runtime.device.value), seconds=seconds)
+    found = probe(config, prepare_device(config.runtime.device), seconds=seconds)
     sys.stdout.write(json.dumps(vars(found)) + "\n")
 
 

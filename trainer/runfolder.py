@@ -41,7 +41,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.config import Backend, DeviceKind, Keep, TrackingConfig, WandbMode, plain
+from trainer.config import Backend, DeviceKind, Keep, TrackingConfig, WandbMode, Way, plain
 from trainer.errors import UserError
 from trainer.files import append_line, read_lines, read_yaml, write_whole, write_yaml
 from trainer.recipe import SCHEMA, Recipe, check_schema
@@ -77,6 +77,7 @@ class Runtime:
     tracking: TrackingConfig
     peak_flops: float | None = None
     """FLOPs per second that the device can do at most; the rows' ``mfu`` is the share of it that training reaches."""
+    way: Way = Way.auto
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Runtime:
@@ -94,6 +95,7 @@ class Runtime:
             keep=Keep(raw["keep"]),
             tracking=TrackingConfig(**tracking),
             peak_flops=raw.get("peak_flops"),
+            way=Way(raw.get("way", Way.auto)),
         )
 
 

@@ -97,7 +97,7 @@ def draw(logits: Tensor, how: Drawing, generator: torch.Generator) -> int:
     """One token: nucleus sampling (Holtzman et al. 2020) among the ``top_k`` likeliest."""
     if how.temperature == 0:
         return int(logits.argmax())
-    ordered, tokens = (logits.double() / how.temperature).sort(descending=True, stable=True)
+    ordered, tokens = ((logits.double() - logits.max()) / how.temperature).sort(descending=True, stable=True)
     if how.top_k:
         ordered = ordered[: how.top_k]
     chances = ordered.softmax(-1)
@@ -113,11 +113,19 @@ def generate(decoder: Decoder, prompt: Sequence[int], how: Drawing, *, tokens: i
     ----------
     prompt
         One token or more.
+
+    Raises
+    ------
+    UserError
+        If the model's numbers are not finite.
     """
     generator = torch.Generator().manual_seed(how.seed)
     fresh = list(prompt)
     for _ in range(tokens):
-        token = draw(decoder.logits(fresh), how, generator)
+        logits = decoder.logits(fresh)
+        if not logits.isfinite().all():
+            raise UserError("the model gives numbers that are not finite, as its run diverged; choose another point.")
+        token = draw(logits, how, generator)
         if token == end:
             return
         yield token

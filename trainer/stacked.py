@@ -22,9 +22,16 @@ class StackedTransformer(Transformer):
     """
 
     def __init__(
-        self, shape: Shape, flat: Tensor, attention: Attention, scaling: Scaling | None = None, z_loss: float = 0.0
+        self,
+        shape: Shape,
+        flat: Tensor,
+        attention: Attention,
+        scaling: Scaling | None = None,
+        z_loss: float = 0.0,
+        *,
+        plain: bool = False,
     ) -> None:
-        super().__init__(shape, flat, attention, scaling, z_loss)
+        super().__init__(shape, flat, attention, scaling, z_loss, plain=plain)
         self._members = len(flat)
 
     def losses(self, windows: Tensor) -> Tensor:
@@ -36,9 +43,8 @@ class StackedTransformer(Transformer):
         """Each model in its own table."""
         table, rows = self.tensors["embedding"], self.shape.vocabulary
         first = torch.arange(0, self._members * rows, rows, device=tokens.device)
-        return lookup(
-            table.reshape(-1, table.shape[-1]), (tokens.reshape(self._members, -1) + first[:, None]).flatten()
-        )
+        index = (tokens.reshape(self._members, -1) + first[:, None]).flatten()
+        return lookup(table.reshape(-1, table.shape[-1]), index, self._members)
 
     def place(self, x: Tensor, batch: int, length: int) -> Tensor:
         """Each model with its own positions."""

@@ -1,7 +1,8 @@
 """The process beside a worker that tells W&B of the worker's runs.
 
-``python -m trainer.teller SWEEP_FOLDER`` reads run ids from its standard input, one a line, and follows the one named
-last through the files of its folder, which are the record; those named before it are told when there is room. The
+``python -m trainer.teller SWEEP_FOLDER`` reads run ids from its standard input, those that are trained together in one
+line, and follows the line that came last through the files of the runs' folders, which are the record; those named
+before are told when there is room. The
 input's end, which comes with the worker's however it dies, makes it tell of all that has ended in the sweep without
 being told, and leave. Until then it works only while a core is free or within ``tracking.share`` of one
 (:mod:`trainer.pace`), and falls behind where that is too little. A failure ends it.
@@ -15,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from trainer.config import TrackingConfig
@@ -35,19 +36,19 @@ OTHERS_SECONDS = 10.0
 
 
 class Input:
-    """Run ids as they come."""
+    """Lines of run ids as they come."""
 
     def __init__(self) -> None:
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._news = threading.Event()
         self.passed: list[str] = []
-        """Runs named before the newest, and still to be told."""
+        """Lines before the newest, and still to be told."""
         self.ended = False
         """Whether no more can come."""
         threading.Thread(target=self._read, daemon=True).start()
 
     def next(self) -> str | None:
-        """The run named last, waited for; None once no more can come."""
+        """The line that came last, waited for; None once no more can come."""
         line = self._lines.get()
         while line is not None and not self._lines.empty():
             later = self._lines.get()
@@ -59,7 +60,7 @@ class Input:
         return line
 
     def wait(self, seconds: float) -> bool:
-        """Pause; whether there is a run after the one being followed, or will be none."""
+        """Pause; whether there is a line after the one being followed, or will be none."""
         deadline = time.monotonic() + seconds
         while self._lines.empty():
             self._news.clear()
@@ -80,8 +81,39 @@ class Input:
         self._news.set()
 
 
+class _Telling:
+    """A run that W&B is told of, and how far that is."""
+
+    def __init__(self, run: RunFolder, config: RunConfig) -> None:
+        self.run, self._config, self.done = run, config, False
+        self._told: WandbRun | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether W&B knows of it."""
+        return self._told is not None
+
+    def tell(self, *, last: bool) -> None:
+        """Hand over what is new; with ``last``, or where the run has ended, close it in W&B."""
+        run, config = self.run, self._config
+        attempts = run.attempts()
+        ready = bool(attempts) and (last or "why" not in attempts[-1] or has_ended(config, run.points()))
+        if self._told is None and ready:  # not by the attempt before, which has been closed
+            config = self._config = run.read_config()  # its kernels are chosen just before the first attempt
+            self._told = WandbRun(run.path, story_of(run, config), config.runtime.tracking)
+        self.done = last
+        if self._told is not None:
+            story = story_of(run, config)
+            self._told.hand_over(story.rows)
+            if last or story.summary:
+                self._told.finish(story.summary)
+                self.done = True
+                if story.summary:
+                    mark_whole(run, config.runtime.tracking.mode.value)
+
+
 class Teller:
-    """Tells W&B of one run after another."""
+    """Tells W&B of runs, the line that came last before others."""
 
     def __init__(self, sweep: Path) -> None:
         self._sweep, self._input = sweep, Input()
@@ -95,8 +127,8 @@ class Teller:
 
     def run(self) -> None:
         """Follow what is named until nothing more can be, then see to the rest of the sweep."""
-        while (run_id := self._input.next()) is not None:
-            self._follow(run_id)
+        while (line := self._input.next()) is not None:
+            self._follow(line)
             if self._input.passed:
                 self._rest()
         while self._input.passed:
@@ -105,9 +137,17 @@ class Teller:
             for run, _ in untold(self._sweep):
                 self._follow(run.run_id, patience, follow=False)
 
-    def _follow(self, run_id: str, patience: float = OTHERS_SECONDS, *, follow: bool = True) -> None:
-        """Tell W&B of a run; ``follow`` it until it ends, or its worker goes on to another."""
-        run = RunFolder(self._sweep / run_id)
+    def _follow(self, line: str, patience: float = OTHERS_SECONDS, *, follow: bool = True) -> None:
+        """Tell W&B of a line's runs; ``follow`` them until they end, or their worker goes on to others."""
+        with ExitStack() as held:
+            runs = [RunFolder(self._sweep / run_id) for run_id in line.split()]
+            found = [telling for run in runs if (telling := self._take(run, patience, held)) is not None]
+            if found:
+                self._tell(found, line, follow)
+        self.telling = None
+
+    def _take(self, run: RunFolder, patience: float, held: ExitStack) -> _Telling | None:
+        """A run to be told, held against other mirrors; None where another has it, or there is nothing to tell."""
         with suppress(UserError):
             config = run.read_config()
             self._tracking = config.runtime.tracking
@@ -118,36 +158,23 @@ class Teller:
             while not (mine := lock.acquire()) and time.monotonic() - began < patience:
                 time.sleep(0.2)  # another worker's mirror is about to leave it
             if mine:
-                try:
-                    if not is_whole(run):
-                        self._tell(run, config, follow)
-                finally:
-                    lock.release()
-        self.telling = None
+                held.callback(lock.release)
+                return None if is_whole(run) else _Telling(run, config)
+        return None
 
-    def _tell(self, run: RunFolder, config: RunConfig, follow: bool) -> None:
-        told: WandbRun | None = None
-        while True:
+    def _tell(self, runs: list[_Telling], line: str, follow: bool) -> None:
+        begun = False
+        while runs:
             last = not follow or self._rest()
-            if told is None and follow and last and not self._has_room() and not self._input.ended:
-                self._input.passed.append(run.run_id)
+            if not begun and follow and last and not self._has_room() and not self._input.ended:
+                self._input.passed.append(line)
                 return
-            self.telling, self.since = run, time.monotonic()
-            attempts = run.attempts()
-            begun = bool(attempts) and (last or "why" not in attempts[-1] or has_ended(config, run.points()))
-            if told is None and begun:  # not by the attempt before, which has been closed
-                config = run.read_config()  # its kernels are chosen just before the first attempt
-                told = WandbRun(run.path, story_of(run, config), config.runtime.tracking)
-                self._pace = self._pace or Pace()
-            if told is not None:
-                story = story_of(run, config)
-                told.hand_over(story.rows)
-                if last or story.summary:
-                    told.finish(story.summary)
-                    if story.summary:
-                        mark_whole(run, config.runtime.tracking.mode.value)
-            if last or (told is not None and story.summary):
-                return
+            for telling in runs:
+                self.telling, self.since = telling.run, time.monotonic()
+                telling.tell(last=last)
+                if telling.begun:
+                    begun, self._pace = True, self._pace or Pace()
+            runs = [telling for telling in runs if not telling.done]
 
     def _rest(self) -> bool:
         """Pause until there is room to go on, and use it for what was passed over; True if a run follows, or none."""

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from trainer.adamw import FlatAdamW
-from trainer.config import Precision
-from trainer.engine import NATIVE, Engine, choose_torch, usual
+from trainer.config import Precision, Way
+from trainer.engine import NATIVE, Engine, choose_attention, free_memory, try_batches, usual
 from trainer.kernels import Attention
 from trainer.model import Transformer, groups, initial_params, slots
 from trainer.runfolder import RunConfig
 from trainer.stacked import StackedTransformer
+from trainer.ways import Choice, Guarded, Recorded, Step, candidates, choose_way, compiled
 
 
 def alike(config: RunConfig) -> tuple[Any, ...] | None:
@@ -33,7 +34,7 @@ def alike(config: RunConfig) -> tuple[Any, ...] | None:
     if recipe.command is not None or config.kernels.get("step") == NATIVE:
         return None
     batch = recipe.optim.batch, runtime.micro_batch, recipe.optim.z_loss
-    place = runtime.device, runtime.threads, config.kernels.get("attention")
+    place = runtime.device, runtime.threads, runtime.way, config.kernels.get("attention"), config.kernels.get("way")
     return recipe.model, recipe.scaling, recipe.dtype, *batch, *place
 
 
@@ -105,33 +106,71 @@ class _Stack:
         recipe = config.recipe
         size = runs, recipe.model.params_total
         dtype = torch.bfloat16 if recipe.dtype is Precision.bf16 else torch.float32
-        self.kernels = dict(config.kernels) or choose_torch(config, device)
+        self.kernels = dict(config.kernels) or choose_attention(config, device)
         self.master = torch.zeros(size, device=device)
         self.gradients = torch.zeros(size, device=device)
         self.params = self.master if dtype is torch.float32 else torch.zeros(size, dtype=dtype, device=device)
         self._recipe, self._micro_batch = recipe, config.runtime.micro_batch or recipe.sequences
         self._sizes = [slot.params for slot in slots(recipe.model, recipe.scaling)]
-        self._all = self._model(self.params)
+        if not config.kernels and candidates(config.runtime.way, device):
+            choice = self._choose_way(config)
+            self.kernels |= {"way": choice.way.value, "tried": choice.tried}
+        self._step: tuple[list[int], Step] | None = None
 
     def gradient(self, numbers: list[int], windows: Tensor) -> Tensor:
         """(n,) the losses of windows (n, B, T + 1) of these runs; their gradients are left in their rows."""
-        every = len(numbers) == len(self.master)
-        rows = slice(None) if every else torch.tensor(numbers, device=self.params.device)
-        model = self._all if every else self._model(self.params[rows])
-        total = torch.zeros(len(numbers), dtype=torch.float64, device=windows.device)
-        for part, chunk in enumerate(torch.split(windows, self._micro_batch, 1)):
-            losses = model.losses(chunk)
-            offset = 0
-            for size, gradient in zip(self._sizes, model.gradient(losses.sum()), strict=True):
-                place, own = (rows, slice(offset, offset + size)), gradient.flatten(1)
-                self.gradients[place] = own.float() if part == 0 else self.gradients[place] + own
-                offset += size
-            total += losses.detach()
-        return total
+        if self._step is None or self._step[0] != numbers:
+            self._step = None  # a graph holds memory that the next one needs
+            way = Way(self.kernels.get("way", Way.eager))
+            step = self.step(Way.eager, numbers)
+            self._step = numbers, step if way is Way.eager else Guarded(self.step(way, numbers), step, way)
+        return self._step[1](windows)
 
-    def _model(self, params: Tensor) -> StackedTransformer:
-        recipe, attention = self._recipe, self.kernels.get("attention", usual(self._recipe.dtype))
-        return StackedTransformer(recipe.model, params, Attention(attention), recipe.scaling, recipe.optim.z_loss)
+    def step(self, way: Way, numbers: list[int] | None = None) -> Step:
+        """What computes the gradients of these runs, or all, in a way."""
+        chosen = range(len(self.params)) if numbers is None else numbers
+        every = len(chosen) == len(self.params)
+        rows = torch.tensor(chosen, device=self.params.device)
+        params = self.params if every else self.params[rows]
+        gradients = self.gradients if every else torch.zeros_like(self.gradients[: len(chosen)])
+        model = self._model(params, plain=way.compiles)
+        losses_of: Step = compiled(model.losses) if way.compiles else model.losses
+
+        def step(windows: Tensor) -> Tensor:
+            if not every:
+                torch.index_select(self.params, 0, rows, out=params)
+            total = torch.zeros(len(windows), dtype=torch.float64, device=windows.device)
+            for part, chunk in enumerate(torch.split(windows, self._micro_batch, 1)):
+                losses = losses_of(chunk)
+                own = model.gradient(losses.sum())
+                for place, gradient in zip(torch.split(gradients, self._sizes, 1), own, strict=True):
+                    if part == 0:
+                        place.copy_(gradient.flatten(1))
+                    else:
+                        place.add_(gradient.flatten(1))
+                total += losses.detach()
+            if not every:
+                for number, gradient in zip(chosen, gradients, strict=True):
+                    self.gradients[number].copy_(gradient)
+            return total
+
+        return Recorded(step) if way.records else step
+
+    def _choose_way(self, config: RunConfig) -> Choice:
+        """Try the ways on the stack itself, every member at the first one's start."""
+        recipe, device = config.recipe, self.params.device
+        start = initial_params(recipe.model, recipe.seed, recipe.scaling).to(device)
+        self.params.copy_(start.expand_as(self.params))
+        size = (len(self.master), recipe.sequences, recipe.model.sequence + 1)
+        batches = try_batches(size, recipe.model.vocabulary, device)
+        wanted, dtype = config.runtime.way, recipe.dtype
+        choice = choose_way(wanted, self.step, batches, self.gradients, self._sizes, dtype, recipe.updates)
+        free_memory(device)
+        return choice
+
+    def _model(self, params: Tensor, *, plain: bool = False) -> StackedTransformer:
+        recipe, attention = self._recipe, Attention(self.kernels.get("attention", usual(self._recipe.dtype)))
+        return StackedTransformer(recipe.model, params, attention, recipe.scaling, recipe.optim.z_loss, plain=plain)
 
 
 class _Member:

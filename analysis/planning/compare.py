@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.config import Form
 from analysis.fitting.optimum import optimum
 from analysis.fitting.values import Cost, Floats
 from analysis.planning.candidates import Candidates
@@ -42,6 +43,8 @@ def compared(
     cost: Cost,
     reach: tuple[float, float],
     tell: Callable[[str, float], None] = lambda message, share: None,
+    *,
+    form: Form = Form.free,
 ) -> Iterator[Curve]:
     """The classic design and optimal ones, on the same range of budgets.
 
@@ -53,11 +56,13 @@ def compared(
         The least and the largest C of a run.
     tell
         Hears what is computed and the share that is done.
+    form
+        Which parameters the fit will leave free.
     """
     few = laws[np.unique(np.linspace(0, len(laws) - 1, FEW_LAWS).astype(int))]
     middle = few[np.argsort(target.value(few, cost), kind="stable")[len(few) // 2]]
     classic = [_valleys(middle, cost, reach, BUDGETS, sizes, SPREAD) for sizes in SIZES]
-    errors = [float(standard_errors(n, d, few, (target,), noise, cost)[0]) for n, d, _ in classic]
+    errors = [float(standard_errors(n, d, few, (target,), noise, cost, form=form)[0]) for n, d, _ in classic]
     costs = np.array([c.sum() for _, _, c in classic])
     yield Curve(f"classic: {BUDGETS} budgets, {SIZES[0]} to {SIZES[-1]} sizes each", costs, np.array(errors))
     totals = costs[SIZES.index(10)] * np.array(SHARES)
@@ -68,7 +73,8 @@ def compared(
         for step, total in enumerate(totals):
             tell("comparing designs", (number + step / len(totals)) / len(WINDOWS))
             try:
-                design = optimal_design(those, few, (target,), noise, cost, float(total), Constraints(window=window))
+                limits = Constraints(window=window)
+                design = optimal_design(those, few, (target,), noise, cost, float(total), limits, form=form)
                 found.append(float(design.errors[0]))
             except UserError:  # so little supports no fit
                 found.append(np.nan)

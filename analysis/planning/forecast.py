@@ -9,6 +9,7 @@ Approach 2's does by the parabola's bias, stands beside it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +149,7 @@ def forecast(
     config: FitConfig | None = None,
     curve: Ints | None = None,
     spent: Floats | None = None,
+    tell: Callable[[str, float], None] = lambda message, share: None,
 ) -> Forecast:
     """Forecast a sweep's precision.
 
@@ -170,6 +172,8 @@ def forecast(
         no losses of decayed schedules for Approach 1 but at the end.
     spent
         (n,): FLOPs that each point adds to the sweep's, where that is not its C: points of a trunk share most of it.
+    tell
+        Hears what is computed and the share that is done.
 
     Returns
     -------
@@ -184,15 +188,21 @@ def forecast(
     middle = laws[np.argsort(optimum(laws, cost, at.max())[0], kind="stable")[len(laws) // 2]]
     sweep = _Sweep(params, tokens, flops, budget, middle, truth, shift, at, cost, config)
     few = laws[np.unique(np.linspace(0, len(laws) - 1, MOST_LAWS).astype(int))]
+    tell("what each budget adds", 0.0)
     error, shares = _shares(sweep, few, noise, flops if spent is None else spent)
+    tell(f"refitting {config.replicates} simulated sweeps: valleys", 0.1)
+    valleys = _isoflop(sweep)
+    tell(f"refitting {config.replicates} simulated sweeps: surfaces", 0.4)
+    surfaces = _parametric(sweep)
+    tell(f"refitting {config.replicates} simulated sweeps: envelopes", 0.7)
     return Forecast(
         level=config.level,
         replicates=config.replicates,
         noise=noise,
         targets=tuple(targets),
         envelope=_envelope(sweep, few, curve),
-        isoflop=_isoflop(sweep),
-        parametric=_parametric(sweep),
+        isoflop=valleys,
+        parametric=surfaces,
         error=error,
         budgets=shares,
         bent=errors_if_bent(params, tokens, middle, _farthest(sweep), noise * error_factor(config, noise), cost),

@@ -21,6 +21,13 @@ from trainer.errors import UserError
 
 SINGULAR = 1e-10  # of the largest singular value of the scaled Jacobian: a direction that the points say nothing of
 ALONG = 1e-8  # of a target's gradient: so little along such a direction is rounding
+NUMBERS: dict[Quantity, tuple[str, ...]] = {
+    Quantity.n_opt: ("flops",),
+    Quantity.exponent: (),
+    Quantity.loss: ("params", "tokens"),
+    Quantity.loss_opt: ("flops",),
+}
+"""What a target of each kind is stated with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +48,7 @@ class Target:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        names = {Quantity.exponent: (), Quantity.loss: ("params", "tokens")}.get(self.quantity, ("flops",))
-        for name in (*names, "weight"):
+        for name in (*NUMBERS[self.quantity], "weight"):
             value = getattr(self, name)
             if math.isnan(value):
                 raise UserError(f"target {self.quantity.value}: {name} is not stated; give it {name}=<number>.")

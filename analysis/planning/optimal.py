@@ -9,6 +9,7 @@ within a factor of the compute-optimal one, a point has few replicates, and some
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -88,7 +89,7 @@ def optimal_design(
     *,
     form: Form = Form.free,
     pinned: Ints | None = None,
-    excluded: Bools | None = None,
+    excluded: Mapping[str, Bools] | None = None,
     done: tuple[Floats, Floats] | None = None,
 ) -> Design:
     """Choose points.
@@ -114,7 +115,7 @@ def optimal_design(
     pinned
         (n,): replicates that the design must have, wherever they lie; None for none.
     excluded
-        (n,): candidates that it must not have; None for none.
+        By the reason why, (n,): candidates that it must not have unless they are pinned; None for none.
     done
         N and D (m,) of results in hand, which inform and cost nothing; None for none.
 
@@ -133,9 +134,8 @@ def optimal_design(
     laws = laws[np.unique(np.linspace(0, len(laws) - 1, MOST_LAWS).astype(int))]
     middle = laws[np.argsort(targets[0].value(laws, cost), kind="stable")[len(laws) // 2]]
     pinned = np.zeros(len(candidates), dtype=np.int64) if pinned is None else pinned
-    open_ = np.ones(len(candidates), dtype=np.bool_) if excluded is None else ~excluded
     _check_limit(candidates, pinned, limit, constraints)
-    open_ &= _allowed(candidates, middle, cost, limit, constraints, open_)
+    open_ = _allowed(candidates, middle, cost, limit, constraints, excluded or {})
     least, reserved = _reserve(candidates, middle, cost, limit, constraints, pinned, open_)
     kept = np.flatnonzero(open_ | (least > 0))
     fewer = candidates.take(kept)
@@ -173,29 +173,33 @@ def optimal_design(
 
 
 def _allowed(
-    candidates: Candidates, law: Floats, cost: Cost, limit: float, constraints: Constraints, open_: Bools
+    candidates: Candidates,
+    law: Floats,
+    cost: Cost,
+    limit: float,
+    constraints: Constraints,
+    excluded: Mapping[str, Bools],
 ) -> Bools:
-    """(n,): within all constraints, and by itself within the limit."""
+    """(n,): within all constraints, not excluded, and by itself within the limit."""
     n, d = candidates.params, candidates.tokens
-    tests = {"limit": candidates.alone <= limit}
+    tests = {f"limit={limit:.4g}": candidates.alone <= limit, **{why: ~out for why, out in excluded.items()}}
     for name, values in (("params", n), ("tokens", d), ("ratio", d / n)):
         low, high = getattr(constraints, name)
-        tests[name] = (values >= low * (1 - 1e-9)) & (values <= high * (1 + 1e-9))
+        tests[f"{name}={low:g} to {high:g}"] = (values >= low * (1 - 1e-9)) & (values <= high * (1 + 1e-9))
     if constraints.window is not None:
         far = np.abs(np.log(n / optimum(law, cost, candidates.flops)[0]))
-        tests["window"] = far <= math.log(constraints.window) + 1e-9
-    inside = np.logical_and.reduce([open_, *tests.values()])
+        tests[f"window={constraints.window:g}"] = far <= math.log(constraints.window) + 1e-9
+    inside = np.logical_and.reduce(list(tests.values()))
     if inside.sum() < LEAST_POINTS:
         without = {
-            name: int(np.logical_and.reduce([open_, *(t for other, t in tests.items() if other != name)]).sum())
+            name: int(np.logical_and.reduce([test for other, test in tests.items() if other != name]).sum())
             for name in tests
         }
         widest = max(without, key=lambda name: without[name])
-        ends = limit if widest == "limit" else getattr(constraints, widest)
-        value = f"{ends[0]:g} to {ends[1]:g}" if isinstance(ends, tuple) else f"{ends:g}"
+        more = f"; without {widest} there would be {without[widest]}" if without[widest] > inside.sum() else ""
         raise UserError(
-            f"The constraints leave {int(inside.sum())} of {len(n)} candidate points, and a fit needs {LEAST_POINTS}; "
-            f"without {widest}={value} there would be {without[widest]}."
+            f"The constraints leave {int(inside.sum())} of {len(n)} candidate points, and a fit needs "
+            f"{LEAST_POINTS}{more}."
         )
     return np.asarray(inside)
 

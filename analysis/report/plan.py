@@ -36,6 +36,8 @@ MEANING = {
 LINES = ("#0072B2", "#009E73", "#888888", "#E69F00")
 MOST_LINES = 12
 """Budget lines."""
+LABELLED = 1.6
+"""By this factor of N the plane is wider on the left, where the lines' labels stand clear of the points."""
 LEVEL = 0.9
 """Of the band of the prior's N*(C)."""
 
@@ -103,6 +105,7 @@ def write_plan_report(
 def plane(picture: PlanPicture) -> Figure:
     """Points, budget lines and the prior's optima in the (N, D) plane."""
     n, d = (style.padded(values, 1.6) for values in (picture.params, picture.tokens))
+    n = (n[0] / LABELLED, n[1])
     figure = plot.blank(
         plot.log_axis(f"N, {picture.counts} parameters", *n, count_text, 5),
         plot.log_axis(style.tokens_label(), *d, count_text, 5),
@@ -113,7 +116,7 @@ def plane(picture: PlanPicture) -> Figure:
         plot.line(figure, along, tokens, {"color": "#c4c4c4", "width": 1})
         inside = np.flatnonzero((tokens > d[0]) & (tokens < d[1]))
         if len(inside):
-            at = inside[len(inside) // 12 : len(inside) // 12 + 1]
+            at = inside[1:2]
             plot.names(figure, along[at], tokens[at], [flops_text(budget)], "middle right")
     reach = np.geomspace(picture.flops.min() / 4, picture.flops.max() * 4, 40)
     best_n, best_d, _ = optimum(picture.laws, picture.cost, reach)

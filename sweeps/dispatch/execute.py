@@ -6,7 +6,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sweeps.dispatch.external import ExternalTrainerError, train_externally
@@ -25,7 +26,7 @@ def execute(
     folder: RunFolder,
     job: str,
     should_stop: ShouldStop,
-    mirror: Mirror,
+    mirror: Mirror | None,
     prepare: Callable[[], None] = lambda: None,
     ranks: Ranks | None = None,
     training: Mapping[str, Any] | None = None,
@@ -35,7 +36,7 @@ def execute(
     Parameters
     ----------
     mirror
-        Is told of the run.
+        Is told of the run, unless that is done elsewhere.
     prepare
         Called first, once the run is claimed.
     ranks
@@ -62,7 +63,8 @@ def execute(
         prepare()
 
         def ask() -> str | None:
-            mirror.check()
+            if mirror is not None:
+                mirror.check()
             return _stop_reason(folder, lock, should_stop)
 
         poll = _Poll(ask)
@@ -76,7 +78,8 @@ def execute(
         known = folder.points()
         if all(point_id in known for point_id in config.recipe.point_ids):
             return str(known[config.recipe.point_ids[-1]]["verdict"])
-        mirror.follow(folder, config)
+        if mirror is not None:
+            mirror.follow((folder, config))
         try:
             if config.recipe.command is not None:
                 return train_externally(folder, config, job, poll, ranks)
@@ -99,8 +102,6 @@ def execute_together(
 ) -> list[str | None]:
     """:func:`execute` for runs that are alike (:func:`trainer.together.alike`), trained as one model.
 
-    The mirror follows the first; of the others it tells when it is closed.
-
     Raises
     ------
     MachineFault
@@ -115,9 +116,8 @@ def execute_together(
         folder = folders[number]
         folder.facts["together"] = len(folders)
         training = {"open_engine": meeting.open_engine(number), "choose": meeting.choose_kernels}
-        follows = mirror if number == 0 else _Unfollowed(folder.path.parent)
         try:
-            verdicts[number] = execute(folder, job, should_stop, follows, training=training)
+            verdicts[number] = execute(folder, job, should_stop, None, training=training)
         except BaseException as error:
             faults.append(error)
         finally:
@@ -126,21 +126,21 @@ def execute_together(
     threads = [threading.Thread(target=one, args=(number,)) for number in range(len(folders))]
     for thread in threads:
         thread.start()
+    mirror.follow(*_readable(folders))
     for thread in threads:
-        thread.join()
+        while thread.is_alive():
+            mirror.check()
+            thread.join(BEAT_SECONDS / 2)
     if faults:
         raise faults[0]
     return verdicts
 
 
-class _Unfollowed(Mirror):
-    """For a run that no mirror follows while it is trained."""
-
-    def follow(self, run: RunFolder, config: RunConfig) -> None:
-        """Nothing to do."""
-
-    def check(self) -> None:
-        """Nothing to do."""
+def _readable(folders: Sequence[RunFolder]) -> Iterator[tuple[RunFolder, RunConfig]]:
+    """The runs whose config is whole, with it; the others say so themselves."""
+    for folder in folders:
+        with suppress(UserError):
+            yield folder, folder.read_config()
 
 
 class _Poll:

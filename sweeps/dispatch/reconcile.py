@@ -85,7 +85,7 @@ def submit(config: Config, plan: Plan, scheduler: Scheduler, *, reopen: bool = T
             point for point, state in zip(plan.points, states, strict=True) if _wanted(state, config.retry, reopen)
         ]
         _check_limits(config, missing)
-        _check_devices(config, missing)
+        check_devices(config, missing)
         slurm = config.cluster.executor is Executor.slurm
         canary = not any(state.state is State.done for state in states)
         dispatch = Dispatch.prepare(config, folder, missing, backlog, canary=canary) if slurm and missing else None
@@ -229,7 +229,14 @@ def _check_limits(config: Config, missing: Sequence[PlannedPoint]) -> None:
             )
 
 
-def _check_devices(config: Config, missing: Sequence[PlannedPoint]) -> None:
+def check_devices(config: Config, missing: Sequence[PlannedPoint]) -> None:
+    """Refuse points that the devices cannot hold, and devices that are not there.
+
+    Raises
+    ------
+    UserError
+        Naming what does not fit.
+    """
     here = config.cluster.executor is Executor.local
     if missing and here and config.device.kind is DeviceKind.cuda and config.trainer.command is None:
         gpus, per_run = gpus_here(), config.device.per_run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -40,6 +41,11 @@ def expand(config: DictConfig) -> list[tuple[dict[str, Any], Config]]:
                 raise UserError(f"sweep.axes: {key}={value!r} is refused: {sentence(error)}") from None
         expanded.append((values, typed(changed)))
     return expanded
+
+
+def combinations(axes: Mapping[str, Any]) -> int:
+    """How many :func:`expand` gives."""
+    return math.prod(len(values) for _, values in _flat(axes))
 
 
 def _flat(axes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

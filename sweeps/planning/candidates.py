@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,12 +12,15 @@ from analysis.fitting.optimum import optimum
 from analysis.fitting.values import Bools, Floats
 from analysis.planning.candidates import Candidates
 from sweeps.config import Config
+from sweeps.paths import SweepFolder
+from sweeps.planning.axes import combinations
 from sweeps.planning.cost import Experience, memory_of, total_seconds
 from sweeps.planning.design import Target, numbers
 from sweeps.planning.forecast import cost_of
 from sweeps.planning.ladder import pick
 from sweeps.planning.prior import Prior
 from sweeps.planning.recipes import make_recipe, make_runtime
+from sweeps.planning.trunks import refusal
 from trainer.config import Decay
 from trainer.corpus import CorpusFacts
 from trainer.errors import UserError
@@ -41,6 +44,7 @@ class Pool:
     """Of the sweep's first seed, each a run of its own."""
     hours: Floats
     memory_gb: Floats
+    """Of a run, on all its devices together."""
     trunks: bool
     """Whether points of one shape share a run up to their cooldowns."""
 
@@ -66,22 +70,22 @@ class Pool:
 
 
 def flops_limit(config: Config) -> float:
-    """The cost limit in FLOPs; of device-hours what the device makes of them.
+    """The cost limit in FLOPs, of device-hours what the device makes of them, for one combination of ``sweep.axes``.
 
     Raises
     ------
     UserError
         If not exactly one limit is stated, or it is no positive number.
     """
-    limit = config.sweep.limit
+    limit, share = config.sweep.limit, 1 / combinations(config.sweep.axes)
     if (limit.flops is None) == (limit.device_hours is None):
         raise UserError(
             f"sweep.limit has flops={limit.flops} and device_hours={limit.device_hours}; an optimal design needs one "
             "of them, e.g. sweep.limit.flops=1e21."
         )
     if limit.flops is not None:
-        return numbers("sweep.limit.flops", [limit.flops])[0]
-    hours = numbers("sweep.limit.device_hours", [limit.device_hours])[0]
+        return share * numbers("sweep.limit.flops", [limit.flops])[0]
+    hours = share * numbers("sweep.limit.device_hours", [limit.device_hours])[0]
     return hours * 3600 * config.device.flops_per_second * config.device.utilisation
 
 
@@ -113,73 +117,129 @@ def pool_of(config: Config, wanted: Sequence[Target], corpus: CorpusFacts, exper
     speeds: dict[tuple[Shape, int], float] = {}
     for target in wanted:
         recipe = make_recipe(config, target.shape, [target.tokens], seed, corpus.id)
-        off = 0.0 if target.budget is None else abs(recipe.flops() / target.budget - 1)
-        if (
-            recipe.steps < config.optim.min_steps
-            or off > config.sweep.tolerance
-            or recipe.tokens > config.data.max_epochs * corpus.train_tokens
-        ):
+        if _why_not(config, recipe, target, corpus) is not None:
             continue
         run = RunConfig(sweep=config.sweep.name, recipe=recipe, runtime=make_runtime(config, recipe, experience))
         alike = recipe.model, recipe.optim.batch
         if alike not in speeds:
             speeds[alike] = experience.flops_per_second(recipe, config.device)
-        memory = memory_of(run, experience, config.device.per_run) / 1e9
+        memory = memory_of(run, experience, config.device.per_run) * config.device.per_run / 1e9
         kept.setdefault(recipe.run_id, (target, recipe, total_seconds(run, speeds[alike]) / 3600, memory))
     targets, recipes, hours, memory_gb = zip(*kept.values(), strict=True) if kept else ((), (), (), ())
     trunks = config.schedule.decay is Decay.wsd and config.schedule.trunks
     return Pool(targets=targets, recipes=recipes, hours=np.array(hours), memory_gb=np.array(memory_gb), trunks=trunks)
 
 
-def allowed(config: Config, pool: Pool) -> Bools:
-    """(n,): by the settings that the design itself does not know: memory, devices, and what is excluded by hand.
+def _why_not(config: Config, recipe: Recipe, target: Target, corpus: CorpusFacts) -> str | None:
+    """Why the plan would refuse a point; None where it would not."""
+    most = config.data.max_epochs * corpus.train_tokens
+    if recipe.tokens > most:
+        return f"it takes {recipe.tokens:.4g} tokens, and data.max_epochs={config.data.max_epochs:g} gives {most:.4g}"
+    return refusal(config, recipe, target)
+
+
+def forbidden(config: Config, pool: Pool, folder: SweepFolder, *, first: bool) -> dict[str, Bools]:
+    """By setting, (n,): points that it rules out and the design itself does not know of.
+
+    Parameters
+    ----------
+    folder
+        Where the sweep's runs lie, whose ids may be excluded as well.
+    first
+        Whether an exclusion that names nothing is refused: later on, what it named may be no candidate any more.
 
     Raises
     ------
     UserError
-        If an exclusion names nothing.
+        If an exclusion names nothing, or no point is small enough.
     """
-    limit, device = config.sweep.allowed.memory_gb, config.device.memory_gb
-    most = min(limit or math.inf, device if config.trainer.command is None else math.inf)
-    open_ = pool.memory_gb <= most
-    if not open_.any():
-        raise UserError(
-            f"sweep.allowed.memory_gb={most:g} holds none of the {len(pool)} points to choose from; the smallest needs "
-            f"{pool.memory_gb.min():.3g} GB."
-        )
-    ids = pool.ids()
+    wanted, per_run = config.sweep.allowed, config.device.per_run
+    device = config.device.memory_gb * per_run if config.trainer.command is None else math.inf
+    out = {}
+    for name, most in (("device.memory_gb", device), ("sweep.allowed.memory_gb", wanted.memory_gb or math.inf)):
+        out[f"{name}={most:g}"] = pool.memory_gb > most
+        if out[f"{name}={most:g}"].all():
+            raise UserError(
+                f"{name}={most:g} holds none of the {len(pool)} points to choose from; the smallest needs "
+                f"{pool.memory_gb.min():.3g} GB."
+            )
+    shapes = [recipe.model for recipe in pool.recipes]
+    size = np.array([shape.params_non_embedding for shape in shapes])
+    ratio = np.array([r.tokens / shape.params_total for r, shape in zip(pool.recipes, shapes, strict=True)])
+    for name, values in (("params", size), ("tokens_per_param", ratio)):
+        stated = getattr(wanted, name)
+        low, high = ends(f"sweep.allowed.{name}", stated)
+        out[f"sweep.allowed.{name}={stated}"] = (values < low) | (values > high)
+    if config.sweep.excluded:
+        named = [_named(config, entry, pool, folder, first=first) for entry in config.sweep.excluded]
+        out["sweep.excluded"] = np.logical_or.reduce(named)
+    return out
+
+
+def is_excluded(config: Config, recipe: Recipe, tokens: float, names: Sequence[str]) -> bool:
+    """Whether a point is excluded by hand.
+
+    Parameters
+    ----------
+    tokens
+        The point's, of a run that may give several.
+    names
+        The point's ids.
+    """
+    size = recipe.model.params_non_embedding
     for entry in config.sweep.excluded:
-        if isinstance(entry, str):
-            named = np.array([one.startswith(entry) for one in ids])
-            if not named.any():
-                raise UserError(
-                    f"sweep.excluded holds {entry!r}, with which none of the {len(ids)} candidates' ids begins; they "
-                    f"look like {ids[0]}."
-                )
-        elif isinstance(entry, dict) and entry.keys() <= {"params", "tokens"} and entry:
-            named = np.ones(len(pool), dtype=np.bool_)
+        if isinstance(entry, str) and entry:
+            if any(name.startswith(entry) for name in names):
+                return True
+        elif isinstance(entry, dict) and entry and entry.keys() <= {"params", "tokens"}:
+            inside = []
             for name, values in entry.items():
                 low, high = ends(f"sweep.excluded: {name}", values)
-                is_n = name == "params"
-                column = [r.model.params_non_embedding if is_n else r.tokens for r in pool.recipes]
-                named &= (np.array(column) >= low) & (np.array(column) <= high)
+                inside.append(low <= (size if name == "params" else tokens) <= high)
+            if all(inside):
+                return True
         else:
             raise UserError(
                 f"sweep.excluded holds {entry!r}; give the beginning of a point's id, or a mapping such as "
                 "{params: [1e6, 2e6]}."
             )
-        open_ &= ~named
-    return open_
+    return False
 
 
-def pinned(config: Config, shapes: Sequence[Shape]) -> list[Target]:
-    """The points that the user wants whatever they are worth."""
+def _named(config: Config, entry: object, pool: Pool, folder: SweepFolder, *, first: bool) -> Bools:
+    """(n,): the points that one exclusion names, with any of the sweep's seeds."""
+    alone = replace(config, sweep=replace(config.sweep, excluded=[entry]))
+    seeds = config.sweep.seeds if isinstance(entry, str) else ()
+    ids = [[replace(recipe, seed=seed).run_id for seed in seeds] for recipe in pool.recipes]
+    found = np.array([is_excluded(alone, r, r.tokens, own) for r, own in zip(pool.recipes, ids, strict=True)])
+    if not first or not isinstance(entry, str) or found.any():
+        return found
+    if not any(run.run_id.startswith(entry.partition("@")[0]) for run in folder.runs()):
+        raise UserError(
+            f"sweep.excluded holds {entry!r}, with which none of the {len(ids)} candidates' ids begins; they look "
+            f"like {ids[0][0]}. A point of a trunk is named by its numbers: {{params: [1e6, 2e6], tokens: [1e9, 2e9]}}."
+        )
+    return found
+
+
+def pinned(config: Config, shapes: Sequence[Shape], corpus: CorpusFacts) -> list[Target]:
+    """The points that the user wants whatever they are worth.
+
+    Raises
+    ------
+    UserError
+        If an entry is no point, or one that cannot be trained.
+    """
     wanted = []
     for entry in config.sweep.pinned:
         if not isinstance(entry, dict) or entry.keys() != {"params", "tokens"}:
             raise UserError(f"sweep.pinned holds {entry!r}; give mappings such as {{params: 1e8, tokens: 2e9}}.")
         size, tokens = (numbers(f"sweep.pinned: {name}", [entry[name]])[0] for name in ("params", "tokens"))
-        wanted.append(Target(pick(shapes, [size], config.model)[0], tokens))
+        target = Target(pick(shapes, [size], config.model)[0], tokens)
+        recipe = make_recipe(config, target.shape, [tokens], config.sweep.seeds[0], corpus.id)
+        if (why := _why_not(config, recipe, target, corpus)) is not None:
+            raise UserError(f"sweep.pinned: params={size:g}, tokens={tokens:g} cannot be trained: {why}.")
+        wanted.append(target)
     return wanted
 
 
@@ -211,8 +271,6 @@ def _sizes(config: Config, shapes: Sequence[Shape], prior: Prior) -> list[Shape]
     low, high = max(low, shapes[0].params_non_embedding), min(high, shapes[-1].params_non_embedding)
     window = config.sweep.allowed.window
     if window is not None and not config.sweep.horizons:
-        if not window > 1:
-            raise UserError(f"sweep.allowed.window={window:g} must be above 1: a factor either way; null for any size.")
         span = budgets(config)
         sizes = np.array([shape.params(prior.params) for shape in shapes])
         best = optimum(prior.laws, cost_of(shapes, prior.params), np.array([min(span), max(span)]))[0]

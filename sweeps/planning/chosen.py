@@ -101,6 +101,7 @@ def settings_key(config: Config) -> str:
         "target": target | {"batches": sweep.target.half_width is not None},
         "limit": plain(sweep.limit),
         "allowed": plain(sweep.allowed),
+        **({"axes": plain(sweep.axes)} if sweep.axes else {}),
         "among": plain([sweep.budgets, sweep.horizons, sweep.sizes, sweep.pinned, sweep.excluded, sweep.seeds]),
         "forecast": [config.forecast.noise, config.forecast.prior],
         "law": plain(config.law),
@@ -134,6 +135,13 @@ def read_chosen(folder: SweepFolder) -> Chosen | None:
         raise UserError(f"{path} is damaged; restore it, or move it away to choose again.") from None
 
 
-def write_chosen(folder: SweepFolder, chosen: Chosen) -> None:
-    """Write the file, whole."""
+def write_chosen(folder: SweepFolder, chosen: Chosen, found: Chosen | None) -> Chosen:
+    """Write the file, whole, unless another process has written since ``found`` was read; returns what it now holds.
+
+    Choosing takes seconds, in which another command may have chosen as well, and begun to train what it chose.
+    """
+    there = read_chosen(folder)
+    if there is not None and (found is None or there.to_dict() != found.to_dict()):
+        return there
     write_json(folder.path / "design.json", chosen.to_dict())
+    return chosen

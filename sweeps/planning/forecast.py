@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,10 +55,15 @@ class Outlook:
         }
 
 
-def foretell(config: Config, plan: Plan, folder: SweepFolder) -> Outlook:
+def foretell(config: Config, plan: Plan, folder: SweepFolder, tell: Callable[[str, float], None]) -> Outlook:
     """Forecast the points of a plan that share the first one's values on the sweep's axes.
 
     N is counted as the prior counts it, C by the matmul count, at what the points will really reach.
+
+    Parameters
+    ----------
+    tell
+        Hears what is computed and the share that is done.
 
     Raises
     ------
@@ -91,6 +96,7 @@ def foretell(config: Config, plan: Plan, folder: SweepFolder) -> Outlook:
         config=replace(config.fit, replicates=config.forecast.replicates, seed=config.forecast.seed),
         curve=_curves(config, points),
         spent=np.array([point.flops_spent for point in points]),
+        tell=tell,
     )
     hours = np.array([point.hours for point in points])
     return Outlook(

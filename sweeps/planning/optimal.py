@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,8 @@ from analysis.planning.optimal import Constraints, optimal_design
 from analysis.planning.optimal import Design as Solution
 from sweeps.config import Config, TargetConfig
 from sweeps.paths import SweepFolder
-from sweeps.planning.candidates import Pool, allowed, ends, find_pool, flops_limit, pinned, pool_of
+from sweeps.planning.axes import combinations
+from sweeps.planning.candidates import Pool, ends, find_pool, flops_limit, forbidden, is_excluded, pinned, pool_of
 from sweeps.planning.chosen import Batch, Chosen, ChosenPoint, read_chosen, settings_key, write_chosen
 from sweeps.planning.cost import Experience, total_seconds
 from sweeps.planning.design import Target
@@ -55,6 +56,8 @@ class Workbench:
     corpus: CorpusFacts
     experience: Experience
     shapes: Sequence[Shape]
+    tell: Callable[[str, float], None] = lambda message, share: None
+    """Hears what is done, and the share of it."""
 
     @classmethod
     def of(cls, config: Config, folder: SweepFolder, corpus: CorpusFacts, experience: Experience) -> Workbench:
@@ -68,11 +71,16 @@ class Workbench:
         return self.config.sweep.limit.device_hours is not None
 
     @property
+    def combinations(self) -> int:
+        """Of the sweep's axes: the design is trained so often."""
+        return combinations(self.config.sweep.axes)
+
+    @property
     def limit(self) -> float:
-        """Of the whole sweep, in its own unit."""
+        """Of all batches under one combination of the sweep's axes, in its own unit."""
         hours = self.config.sweep.limit.device_hours
         most = flops_limit(self.config)
-        return hours if hours is not None else most
+        return hours / self.combinations if hours is not None else most
 
     def text(self, cost: float) -> str:
         """A cost in the limit's unit."""
@@ -92,17 +100,20 @@ def choose(bench: Workbench, *, after: int | None = None) -> Chosen:
     UserError
         If the settings leave nothing to choose, or the results contradict the prior.
     """
-    key, there = settings_key(bench.config), read_chosen(bench.folder)
-    if there is not None and there.key == key and (after is None or len(there.batches) != after):
-        return there
-    if there is None or there.key != key:
-        there = Chosen(key=key, batches=begun(bench, there))
+    key, found = settings_key(bench.config), read_chosen(bench.folder)
+    if found is not None and found.key == key and (after is None or len(found.batches) != after):
+        return found
+    there = known(bench, found)
     batch = next_batch(bench, there)
     if not batch.points:
         return there
-    chosen = replace(there, batches=(*there.batches, batch))
-    write_chosen(bench.folder, chosen)
-    return chosen
+    return write_chosen(bench.folder, replace(there, batches=(*there.batches, batch)), found)
+
+
+def known(bench: Workbench, found: Chosen | None) -> Chosen:
+    """What has been chosen by the present settings, or was by others and has begun."""
+    key = settings_key(bench.config)
+    return found if found is not None and found.key == key else Chosen(key=key, batches=begun(bench, found))
 
 
 def next_batch(bench: Workbench, chosen: Chosen) -> Batch:
@@ -114,14 +125,17 @@ def next_batch(bench: Workbench, chosen: Chosen) -> Batch:
         As :func:`choose`.
     """
     config = bench.config
-    aims = tuple(aims_of(config.sweep.target))
+    bench.tell("reading what is done", 0.0)
     prior, noise = _prior(bench), find_noise(config, bench.folder)
+    bench.tell("listing the points to choose from", 0.1)
+    aims = tuple(recounted(aims_of(config.sweep.target), bench.shapes, config.fit.params, prior.params))
     pool = find_pool(config, bench.shapes, bench.corpus, prior, bench.experience)
     runs = _runs(bench, chosen)
     spent = _cost(bench, runs)
-    by_hand = pinned(config, bench.shapes)
+    by_hand = pinned(config, bench.shapes, bench.corpus)
     first = not any("errors" in batch.facts for batch in chosen.batches)  # else they are what other settings left
     everything = pool_of(config, [*pool.targets, *by_hand], bench.corpus, bench.experience)
+    bench.tell(f"choosing among {len(everything)} points", 0.4)
     if not len(everything):
         raise UserError(
             "sweep: no run can be made of any point to choose from; check optim.min_steps, sweep.tolerance, "
@@ -134,9 +148,12 @@ def next_batch(bench: Workbench, chosen: Chosen) -> Batch:
     least = np.zeros(len(everything), dtype=np.int64)
     for name in pool_of(config, by_hand, bench.corpus, bench.experience).ids():
         least[names.index(name)] = name not in taken
-    out = ~allowed(config, everything) | np.array([name in taken for name in names])
+    out = forbidden(config, everything, bench.folder, first=first)
+    out["what is chosen already"] = np.array([name in taken for name in names])
     cost = cost_of(bench.shapes, prior.params)
-    ask = _Question(bench, aims, prior, noise, candidates, cost, out, least, _informing(bench, runs, prior.params))
+    so_far = len({recipe.run_id for recipe, _ in runs.values()})
+    done = _informing(bench, runs, prior.params)
+    ask = _Question(bench, aims, prior, noise, candidates, cost, out, least, done, so_far)
     limit = batch_limit(bench, spent)
     solution = ask.answer(limit - spent, spent=spent, first=first)
     if solution is None:
@@ -158,6 +175,20 @@ def batch_limit(bench: Workbench, spent: float) -> float:
     reached = precision_so_far(bench.config, bench.folder)
     lacking = GROWTH[1] if reached is None else (reached.half_width / wanted) ** 2
     return min(bench.limit, spent * float(np.clip(lacking, *GROWTH)))
+
+
+def recounted(aims: Sequence[Aim], shapes: Sequence[Shape], stated: ParamCount, wanted: ParamCount) -> Sequence[Aim]:
+    """Targets whose N is counted as ``stated``, counted as ``wanted``: as in the shapes nearest in size."""
+    if stated is wanted or all(aim.quantity is not Quantity.loss for aim in aims):
+        return aims
+    pairs = sorted((shape.params(stated), shape.params(wanted)) for shape in shapes)
+    own, other = np.log(np.array(pairs, dtype=np.float64)).T
+    return [
+        replace(aim, params=aim.params * math.exp(float(np.interp(math.log(aim.params), own, other - own))))
+        if aim.quantity is Quantity.loss
+        else aim
+        for aim in aims
+    ]
 
 
 def aims_of(target: TargetConfig) -> list[Aim]:
@@ -199,22 +230,25 @@ class _Question:
     noise: Noise
     candidates: Candidates
     cost: Cost
-    out: Bools
+    out: Mapping[str, Bools]
     least: Any
     done: tuple[Floats, Floats] | None
+    runs: int
+    """That are chosen already."""
 
     def answer(self, limit: float, *, spent: float, first: bool) -> Solution | None:
         """The best design; of a first batch a larger one where a tenth of the limit supports no fit."""
         bench, sweep = self.bench, self.bench.config.sweep
         rest = bench.limit - spent
-        if not first and not (~self.out & (self.candidates.alone <= rest)).any():
+        runs = None if sweep.allowed.runs is None else sweep.allowed.runs // bench.combinations - self.runs
+        free = ~np.logical_or.reduce(list(self.out.values())) & (self.candidates.alone <= rest)
+        if self.runs and (not free.any() or (runs is not None and runs < 1)):
             return None
         constraints = Constraints(
             window=sweep.allowed.window,
             tokens=ends("sweep.allowed.tokens", sweep.allowed.tokens),
-            ratio=ends("sweep.allowed.tokens_per_param", sweep.allowed.tokens_per_param),
             replicates=len(sweep.seeds),
-            runs=sweep.allowed.runs,
+            runs=runs,
             reserved=sweep.allowed.reserved if first else min(1, sweep.allowed.reserved),
         )
         while True:
@@ -344,7 +378,10 @@ def _informing(bench: Workbench, runs: Runs, count: ParamCount) -> tuple[Floats,
 
 
 def begun(bench: Workbench, there: Chosen | None) -> tuple[Batch, ...]:
-    """Of what was chosen by other settings, the points of runs that have begun: they stay, each in its batch."""
+    """Of what was chosen by other settings, the points of runs that have begun: they stay, each in its batch.
+
+    But for those that are excluded by hand and not done, so that a sweep can go on without a point that fails.
+    """
     out = []
     for batch in there.batches if there is not None else ():
         known = {(shape.layers, shape.d_model) for shape in bench.shapes}
@@ -355,7 +392,12 @@ def begun(bench: Workbench, there: Chosen | None) -> tuple[Batch, ...]:
         for (target, seed), (recipe, _) in _runs(
             replace(bench, config=replace(bench.config, sweep=wide)), alone
         ).items():
-            if bench.folder.run(recipe.run_id).config_path.exists():
+            folder, horizon = bench.folder.run(recipe.run_id), horizon_of(recipe, target)
+            if not folder.config_path.exists():
+                continue
+            record = folder.points().get(horizon.point_id)
+            done = record is not None and record["verdict"] == DONE
+            if done or not is_excluded(bench.config, recipe, horizon.tokens, [horizon.point_id]):
                 seen.setdefault((target.shape.layers, target.shape.d_model, target.tokens), []).append(seed)
         kept = [replace(point, seeds=tuple(seen[point.place])) for point in points if point.place in seen]
         if kept:
@@ -379,13 +421,13 @@ def _batch(bench: Workbench, ask: _Question, pool: Pool, solution: Solution, spe
                 role=role,
             )
         )
-    fit, noise = bench.config.fit, ask.noise.value
+    fit, noise, times = bench.config.fit, ask.noise.value, bench.combinations
     facts = {
-        "spent": solution.spent,
-        "spent_before": spent,
-        "limit": bench.limit,
+        "spent": times * solution.spent,
+        "spent_before": times * spent,
+        "limit": times * bench.limit,
         "unit": "device-hours" if bench.by_hours else "FLOPs",
-        "runs": solution.runs,
+        "runs": times * solution.runs,
         "candidates": len(pool),
         "targets": [aim.quantity.value for aim in ask.aims],
         "errors": [float(error) * error_factor(fit, noise) for error in solution.errors],

@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sweeps.app import config_dirs, typed
 from sweeps.config import Config, Design
 from sweeps.paths import SweepFolder
 from sweeps.planning.axes import expand
+from sweeps.planning.chosen import Chosen
 from sweeps.planning.cost import Experience, memory_of, total_seconds
 from sweeps.planning.design import Target, targets
 from sweeps.planning.points import Plan, PlannedPoint
@@ -48,13 +50,23 @@ def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
     experience = Experience.of(folder, base.device)
     points: dict[str, PlannedPoint] = {}
     refused = []
-    design: Mapping[str, Any] | None = None
+    chosen: Chosen | None = None  # once, for all combinations of the axes
     for axes, varied in expand(config):
         check_rules(varied)
         varied.model.dtype = pinned_dtype(varied, folder)
         corpus = pinned_corpus(varied.data, folder)
         law = None if varied.law.name is None else law_from_config(varied.law)
-        batches, design = _wanted(varied, folder, corpus, experience, after if design is None else None)
+        if varied.sweep.design is Design.optimal:
+            from sweeps.planning.optimal import Workbench, choose  # here, because it takes scipy half a second
+
+            seeds(varied)
+            bench = Workbench.of(varied, folder, corpus, experience)
+            if chosen is None:
+                with progress_line() as report:
+                    chosen = choose(replace(bench, tell=report), after=after)
+            batches = chosen.targets(bench.shapes)
+        else:
+            batches = [_wanted(varied, corpus)]
         runs: Runs = {}
         for batch in batches:  # points of several batches share no trunk: a run that has begun stays what it is
             made, unfit = grouped(varied, batch, corpus.id)
@@ -86,28 +98,19 @@ def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
     if not points:
         first = refused[0]["reason"] if refused else "the design is empty"
         raise UserError(f"sweep={base.sweep.name}: no point is left of {len(refused)}; the first was refused: {first}")
+    design = None if chosen is None else chosen.to_dict()
     return Plan(sweep=base.sweep.name, points=list(points.values()), refused=refused, design=design)
 
 
-def _wanted(
-    config: Config, folder: SweepFolder, corpus: CorpusFacts, experience: Experience, after: int | None
-) -> tuple[list[list[Target]], Mapping[str, Any] | None]:
-    """The design's points, batch by batch; of an optimal one, chosen now if it was not, also what it says of itself."""
-    if config.sweep.design is Design.optimal:
-        from sweeps.planning.optimal import Workbench, choose  # here, because it takes scipy half a second
-
-        seeds(config)
-        bench = Workbench.of(config, folder, corpus, experience)
-        chosen = choose(bench, after=after)
-        return chosen.targets(bench.shapes), chosen.to_dict()
-    wanted = targets(
+def _wanted(config: Config, corpus: CorpusFacts) -> list[Target]:
+    """The points of a design that needs no choosing."""
+    return targets(
         config.sweep,
         config.model,
         vocabulary=corpus.vocabulary,
         sequence=config.data.sequence,
         law=lambda name: find_law(name, config_dirs()),
     )
-    return [wanted], None
 
 
 def _planned_point(

@@ -12,12 +12,12 @@ from scipy.special import stdtrit
 from analysis.config import FitConfig, Quantity
 from analysis.fitting.bootstrap import percentile
 from analysis.fitting.optimum import fit_cost
-from analysis.fitting.parametric import fit_parametric, refit_parametric
+from analysis.fitting.parametric import basis_of, fit_parametric, refit_parametric
 from analysis.fitting.values import Floats, ParametricFit
-from analysis.planning.information import Target, error_factor, variances
+from analysis.planning.information import NUMBERS, Target, error_factor, variances
 from analysis.planning.information import jacobian as rows_of
 from analysis.planning.lackoffit import lack_of_fit
-from analysis.text import error_text
+from analysis.text import count_text
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
 from sweeps.planning.results import Results, read_results
@@ -34,12 +34,15 @@ class Reached:
     quantity: str
     flops: float | None
     """C of the target; None for an exponent, or a loss at N and D."""
+    params: float | None
+    """N and D of the target, where it is a loss at them."""
+    tokens: float | None
     value: float
     low: float
     high: float
     level: float
     half_width: float
-    """Of the interval, as a share of the value; of an exponent's as it is."""
+    """How far the interval reaches to its farther side, as a share of the value; an exponent's as it is."""
     wanted: float | None
     """Half-width at which the sweep stops by itself."""
     points: int
@@ -58,8 +61,10 @@ class Reached:
     def text(self) -> str:
         """In a line."""
         where = f" at {self.flops:.4g} FLOPs" if self.flops is not None else ""
+        if self.params is not None and self.tokens is not None:
+            where = f" at {count_text(self.params)} parameters and {count_text(self.tokens)} tokens"
         goal = "" if self.wanted is None else f", wanted ±{self.wanted:.1%}"
-        width = error_text(self.half_width)
+        width = f"{self.half_width:.1%}" if self.half_width < 10 else f"{self.half_width:.2g} times that"
         beware = f"; the form of the law fails: {self.form_fails}" if self.form_fails else ""
         return (
             f"{self.quantity}{where}: {self.value:.4g} ({self.low:.4g} to {self.high:.4g}), ±{width} at "
@@ -79,7 +84,7 @@ def precision_so_far(config: Config, folder: SweepFolder) -> Reached | None:
     """
     stated = config.sweep.target
     try:
-        numbers = {name: getattr(stated, name) for name in ("flops", "params", "tokens")}
+        numbers = {name: getattr(stated, name) for name in NUMBERS[stated.quantity]}
         target = Target(quantity=stated.quantity, **{name: each for name, each in numbers.items() if each is not None})
     except UserError:  # no target is stated
         return None
@@ -104,14 +109,17 @@ def precision_so_far(config: Config, folder: SweepFolder) -> Reached | None:
         return None
     fails = lack_of_fit(rows.params, rows.tokens, rows.loss, fit)
     ends = [one if plain else math.exp(min(one, 300.0)) for one in (value, low, high)]
+    sides = max(ends[0] - ends[1], ends[2] - ends[0])
     return Reached(
         quantity=target.quantity.value,
-        flops=stated.flops,
+        flops=numbers.get("flops"),
+        params=numbers.get("params"),
+        tokens=numbers.get("tokens"),
         value=ends[0],
         low=ends[1],
         high=ends[2],
         level=config.fit.level,
-        half_width=(high - low) / 2,
+        half_width=sides if plain else sides / ends[0],
         wanted=stated.half_width,
         points=len(rows),
         spent_flops=float(rows.spent.sum()),
@@ -134,7 +142,7 @@ def _linearised(rows: Results, fit: ParametricFit, target: Target, config: FitCo
     if spare < 1:
         return math.inf
     noise = math.sqrt(float(np.sum(fit.residuals**2)) / spare)
-    law = fit.array()[None]
-    aim = target.gradient(law, fit_cost(rows.params, rows.tokens, rows.flops))
-    error = noise * math.sqrt(float(variances(rows_of(law, rows.params, rows.tokens)[0], aim)[0]))
+    law, basis = fit.array()[None], basis_of(fit.form)
+    aim = target.gradient(law, fit_cost(rows.params, rows.tokens, rows.flops)) @ basis
+    error = noise * math.sqrt(float(variances(rows_of(law, rows.params, rows.tokens)[0] @ basis, aim)[0]))
     return float(stdtrit(spare, (1 + config.level) / 2)) * error * error_factor(config, noise)

@@ -96,6 +96,7 @@ def make_runtime(config: Config, recipe: Recipe, experience: Experience = NONE_Y
         keep=trainer.keep,
         tracking=config.tracking,
         peak_flops=config.device.flops_per_second,
+        way=trainer.way,
     )
 
 
@@ -114,6 +115,7 @@ FINITE = ("a finite number", math.isfinite)
 ONE_OR_MORE = ("1 or more", lambda value: value >= 1)
 NULL_OR_ONE = ("null or 1 or more", lambda value: value is None or value >= 1)
 NULL_OR_POSITIVE = ("null or a positive number", lambda value: value is None or 0 < value < math.inf)
+FACTOR = ("above 1, a factor either way, or null for any", lambda value: value is None or 1 < value < math.inf)
 SHARE = ("in (0, 1]", lambda value: 0 < value <= 1)
 BELOW_ONE = ("in [0, 1)", lambda value: 0 <= value < 1)
 
@@ -125,8 +127,11 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("cluster.workers", "schedule.warmup_max_steps", "cluster.cpus_per_device"), NOT_NEGATIVE),
     **dict.fromkeys(("cluster.pack_hours", "cluster.signal_seconds", "cluster.devices_per_node"), NOT_NEGATIVE),
     **dict.fromkeys(("cluster.per_device", "cluster.margin", "device.per_run", "device.together"), ONE_OR_MORE),
-    **dict.fromkeys(("cluster.max_gpus", "cluster.max_submit"), NULL_OR_ONE),
-    **dict.fromkeys(("cluster.memory_gb", "cluster.max_hours"), NULL_OR_POSITIVE),
+    **dict.fromkeys(("cluster.max_gpus", "cluster.max_submit", "sweep.allowed.runs"), NULL_OR_ONE),
+    **dict.fromkeys(("cluster.memory_gb", "cluster.max_hours", "sweep.allowed.memory_gb"), NULL_OR_POSITIVE),
+    **dict.fromkeys(("sweep.target.flops", "sweep.target.params", "sweep.target.tokens"), NULL_OR_POSITIVE),
+    **dict.fromkeys(("sweep.allowed.reserved", "forecast.seed"), NOT_NEGATIVE),
+    "sweep.allowed.window": FACTOR,
     **dict.fromkeys(("optim.lr_width_power", "optim.lr_batch_power"), FINITE),
     **dict.fromkeys(("optim.beta1", "optim.beta2", "schedule.warmup"), BELOW_ONE),
     **dict.fromkeys(("schedule.cooldown", "device.utilisation", "tracking.share"), SHARE),
@@ -154,10 +159,21 @@ def check_rules(config: Config) -> None:
         value = attrgetter(key)(config)
         if not good(value):
             raise UserError(f"{key}={value} must be {allowed}; set {key}=<value> so.")
+    config.fit.check()
     if config.device.per_run > 1 and config.device.together > 1:
         raise UserError(
             f"device.per_run={config.device.per_run} spreads a run over devices, device.together="
             f"{config.device.together} puts runs on one; set one of them to 1."
+        )
+    if config.optim.batch_max < config.data.sequence:
+        raise UserError(
+            f"optim.batch_max={config.optim.batch_max} is less than one sequence, data.sequence="
+            f"{config.data.sequence} tokens; raise it, or shorten the sequence."
+        )
+    if config.trainer.way.records and config.device.kind is not DeviceKind.cuda:
+        raise UserError(
+            f"trainer.way={config.trainer.way} records CUDA graphs, which device.kind={config.device.kind} has not; "
+            "choose device.kind=cuda, or trainer.way=auto, eager or compile."
         )
     if config.optim.batch_max < config.optim.batch_min:
         raise UserError(

@@ -30,7 +30,7 @@ def grouped(config: Config, wanted: Sequence[Target], corpus: str) -> tuple[Runs
             fit = [target for target in targets if target.seeds is None or seed in target.seeds]
             while fit:
                 recipe = make_recipe(config, fit[0].shape, [target.tokens for target in fit], seed, corpus)
-                reasons = {target: _refusal(config, recipe, target) for target in fit}
+                reasons = {target: refusal(config, recipe, target) for target in fit}
                 bad = [(target, seed, reason) for target, reason in reasons.items() if reason is not None]
                 if not bad:
                     asked = {horizon_of(recipe, target).steps: target.budget for target in fit}
@@ -72,7 +72,8 @@ def _together(config: Config, wanted: Sequence[Target]) -> list[list[Target]]:
     return list(by_shape.values())
 
 
-def _refusal(config: Config, recipe: Recipe, target: Target) -> str | None:
+def refusal(config: Config, recipe: Recipe, target: Target) -> str | None:
+    """Why a run must not give a point; None where it may."""
     horizon = horizon_of(recipe, target)
     error = budget_error(recipe, horizon, target)
     if horizon.steps < config.optim.min_steps:

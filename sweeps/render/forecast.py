@@ -7,7 +7,7 @@ import math
 from rich.markup import escape
 
 from analysis.fitting.values import Refused
-from analysis.text import SHORT_TITLES, bias_text, count_text, error_text, estimate_text, flops_text
+from analysis.text import SHORT_TITLES, bias_text, count_text, error_text, estimate_text, flops_text, within_text
 from sweeps.planning.forecast import Outlook
 from sweeps.terminal import say, seconds, stdout, table
 
@@ -69,8 +69,7 @@ def _budgets(outlook: Outlook) -> None:
     worst = max(told.bent, key=lambda name: told.bent[name])
     bent = told.bent[worst]
     if bent > told.error:
-        said = f"±{error_text(bent)}" if math.isfinite(bent) else "anywhere"
         say(
             f"all this holds if the form of the law does: with {worst} left open, N* at {far} FLOPs would be known to "
-            f"{said} (one standard error), not ±{error_text(told.error)}"
+            f"{within_text(bent)} (one standard error), not {within_text(told.error)}"
         )

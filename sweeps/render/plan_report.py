@@ -13,11 +13,11 @@ from analysis.fitting.values import Floats, Refused
 from analysis.planning.compare import Curve, compared
 from analysis.planning.information import Target, error_factor, standard_errors
 from analysis.report.plan import PlanPicture, write_plan_report
-from analysis.text import SHORT_TITLES, bias_text, count_text, error_text, estimate_text, flops_text
+from analysis.text import SHORT_TITLES, bias_text, count_text, error_text, estimate_text, flops_text, within_text
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
 from sweeps.planning.forecast import Outlook, columns
-from sweeps.planning.optimal import aims_of
+from sweeps.planning.optimal import aims_of, recounted
 from sweeps.planning.points import Plan, PlannedPoint
 from sweeps.terminal import progress_line, seconds
 from trainer.runfolder import DONE
@@ -32,14 +32,15 @@ def write_pictures(config: Config, plan: Plan, outlook: Outlook, folder: SweepFo
     cost, told = fit_cost(params, tokens, flops), outlook.told
     target = Target(quantity=Quantity.n_opt, flops=max(told.targets))
     if plan.design is not None:
-        target = aims_of(config.sweep.target)[0]
+        shapes = [point.run.recipe.model for point in points]
+        target = recounted(aims_of(config.sweep.target), shapes, config.fit.params, outlook.prior.params)[0]
     laws, noise = outlook.prior.laws, outlook.noise.value
     noise *= error_factor(config.fit, noise)  # errors of the fit that there will be are in proportion
     few = laws[np.unique(np.linspace(0, len(laws) - 1, FEW_LAWS).astype(int))]
-    own = float(standard_errors(params, tokens, few, (target,), noise, cost)[0])
+    own = float(standard_errors(params, tokens, few, (target,), noise, cost, form=config.fit.form)[0])
     curves = [Curve("this plan", np.array([sum(point.flops_spent for point in points)]), np.array([own]))]
     with progress_line() as report:
-        curves += list(compared(laws, target, noise, cost, _reach(config, flops), report))
+        curves += list(compared(laws, target, noise, cost, _reach(config, flops), report, form=config.fit.form))
     picture = PlanPicture(
         params=params,
         tokens=tokens,
@@ -57,7 +58,7 @@ def write_pictures(config: Config, plan: Plan, outlook: Outlook, folder: SweepFo
         path,
         title=f"Plan of {plan.sweep}",
         lead=f"{totals['points']} points, {flops_text(totals['flops_matmul'])} FLOPs, "
-        f"{totals['device_hours']:.3g} device-hours; {target.quantity.value}{where} to ±{error_text(own)}.",
+        f"{totals['device_hours']:.3g} device-hours; {target.quantity.value}{where} known to {within_text(own)}.",
         picture=picture,
         curves=curves,
         target=f"{target.quantity.value}{where} (relative)" if target.quantity is not Quantity.exponent else "a",
@@ -122,9 +123,9 @@ def _budgets(outlook: Outlook) -> tuple[str, Sequence[str], Sequence[Sequence[st
 
 def _remarks(outlook: Outlook) -> list[str]:
     told, noise = outlook.told, outlook.noise
-    bent = ", ".join(f"{name} ±{error_text(error)}" for name, error in told.bent.items())
+    bent = ", ".join(f"{name} {within_text(error)}" for name, error in told.bent.items())
     return [
         f"Prior: {outlook.prior.source}. Noise of log loss: {noise.value:.3g} ({noise.source}).",
         f"If the form of the law failed, N* at {flops_text(max(told.targets))} FLOPs would be known to: {bent}; if it "
-        f"holds, to ±{error_text(told.error)}.",
+        f"holds, to {within_text(told.error)}.",
     ]

@@ -20,7 +20,7 @@ def tokenizer_files(header: Header, shards: Path, sequence: int) -> dict[str, by
     Raises
     ------
     UserError
-        If the tokenizer's file is gone.
+        If the tokenizer's file is gone or damaged.
     """
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": sequence}
     settings |= {"clean_up_tokenization_spaces": False}
@@ -34,7 +34,10 @@ def tokenizer_files(header: Header, shards: Path, sequence: int) -> dict[str, by
     except OSError as error:
         raise UserError(f"the tokenizer {path} cannot be read ({error.strerror}); restore it.") from None
     found = {name: (shards / name).read_bytes() for name in EXTRA_FILES if (shards / name).is_file()}
-    ends = [token["content"] for token in json.loads(content)["added_tokens"] if token["id"] == header.end_of_text]
+    try:
+        ends = [token["content"] for token in json.loads(content)["added_tokens"] if token["id"] == header.end_of_text]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"the tokenizer {path} is damaged; restore it.") from None
     settings |= {"eos_token": ends[0]} if ends else {}
     return {EXTRA_FILES[0]: _json(settings)} | found | {FILE: content}
 

@@ -51,7 +51,7 @@ def documents(piece: Piece, reading: Reading) -> Iterator[Document]:
     with _file_errors(piece.path):
         if piece.kind in (Kind.parquet, Kind.arrow):
             for text in column(piece.path, piece.kind.value, reading.field, piece.start, piece.stop):
-                yield _sound(text or "")
+                yield _decoded(text) if isinstance(text, bytes) else _sound(text or "")
         elif piece.kind is Kind.jsonl:
             for place, line in _records(piece, b"\n"):
                 if line.strip():
@@ -106,7 +106,7 @@ def _sound(text: str) -> Document:
 def _from_json(line: bytes, where: str, reading: Reading) -> Document:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return _bad(reading, f"{where} is not JSON ({error})")
     if not isinstance(row, dict) or reading.field not in row:
         keys = f"only {', '.join(map(str, row)) or 'nothing'}" if isinstance(row, dict) else "as it is no object"

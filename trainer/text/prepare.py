@@ -28,7 +28,7 @@ from typing import Any
 from trainer.config import plain
 from trainer.errors import UserError
 from trainer.files import disk_faults, write_json, write_whole
-from trainer.lock import Lock
+from trainer.lock import Lock, holder
 from trainer.shards import BYTES, HEADER, PART_NAME, TRAIN, VALIDATION, Header, ShardError, numbered, read_header
 from trainer.text.config import PrepareConfig, ShardType
 from trainer.text.documents import Reading
@@ -80,9 +80,12 @@ def prepare(config: PrepareConfig, progress: Progress) -> Prepared:
     for name, path in config.validation.items():
         inputs[name] = find(f"validation.{name}", _paths(f"validation.{name}", path))
     settings = _settings(config, inputs)
-    if out.exists():
-        return _known(out, settings)
     unfinished = out.with_name(f"{out.name}.unfinished")
+    if out.exists():
+        known = _known(out, settings)
+        if holder(unfinished) is None:  # left by a kill after the rename
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return known
     with disk_faults(unfinished):
         unfinished.mkdir(parents=True, exist_ok=True)
     with Lock(unfinished, "data prepare") as lock:
@@ -103,6 +106,7 @@ def _check(config: PrepareConfig) -> None:
         ("held_out", config.held_out, "null or in [0, 1)", config.held_out is None or 0 <= config.held_out < 1),
         ("shard_mb", config.shard_mb, "0 or more", 0 <= config.shard_mb < 2**20),
         ("sample_mb", config.sample_mb, "a positive number", 0 < config.sample_mb < 2**20),
+        ("split_seed", config.split_seed, "between -2^63 and 2^63", abs(config.split_seed) < 2**63),
         ("workers", config.workers, "0 or more", config.workers >= 0),
         ("vocabulary", config.vocabulary, "between 257 and 2^31", 257 <= config.vocabulary <= 2**31),
     ):
@@ -266,8 +270,9 @@ def _subwords(
     path = folder / FILE
     if config.tokenizer != BPE:
         given = _tokenizer_path(config)
-        words = read_subwords(given.read_text(), str(given), config.end_of_text)
-        write_whole(path, given.read_bytes())
+        content = given.read_bytes()
+        words = read_subwords(content, str(given), config.end_of_text)
+        write_whole(path, content)
         for name in EXTRA_FILES:
             if (given.parent / name).is_file():
                 write_whole(folder / "corpus" / name, (given.parent / name).read_bytes())
@@ -275,7 +280,7 @@ def _subwords(
         if not path.exists():
             texts = _sample(config, [unit for unit in units if unit.part == TRAIN], reading, held_out, progress)
             write_whole(path, train_bpe(texts, config.vocabulary))
-        words = read_subwords(path.read_text(), str(path), None)
+        words = read_subwords(path.read_bytes(), str(path), None)
     write_whole(folder / "corpus" / FILE, path.read_bytes())
     return words
 
@@ -335,7 +340,7 @@ def _finish(config: PrepareConfig, units: Sequence[Unit], work: Work, size: int)
     for part in wanted:
         if not tokens[part]:
             shutil.rmtree(work.folder / "units")  # other settings are needed: nothing to go on with
-            raise _empty(config, part, sum(documents.values()))
+            raise _empty(config, part, sum(documents.values()), counts["duplicates"])
     header = Header(
         vocabulary=size,
         dtype=work.dtype,
@@ -352,11 +357,16 @@ def _finish(config: PrepareConfig, units: Sequence[Unit], work: Work, size: int)
     write_json(work.folder / "corpus" / HEADER, header.to_dict())
 
 
-def _empty(config: PrepareConfig, part: str, documents: int) -> UserError:
+def _empty(config: PrepareConfig, part: str, documents: int, copies: int) -> UserError:
     if part == VALIDATION and part not in config.validation:
         return UserError(
             f"held_out={_held_out(config)} took none of {documents} documents; raise it, part long files with "
             "separator=, or give validation.NAME=<path>."
+        )
+    if part == TRAIN and (copies or (_held_out(config) and documents)):
+        return UserError(
+            f"path: of its documents none is left to train on, with held_out={_held_out(config)} and {copies} that are "
+            "copies of validation documents or of each other; lower held_out, or give other documents."
         )
     name = "path" if part == TRAIN else f"validation.{part}"
     return UserError(f"{name} gave no document with text; check the files, field= and separator=.")

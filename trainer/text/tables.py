@@ -21,8 +21,9 @@ def block_sizes(path: str, kind: str) -> list[int]:
         return [batch.nbytes for batch in _batches(path)]
 
 
-def column(path: str, kind: str, name: str, start: int, stop: int | None) -> Iterator[str | None]:
-    """The texts of a column in the blocks from ``start`` to ``stop``; None where a row has none.
+def column(path: str, kind: str, name: str, start: int, stop: int | None) -> Iterator[str | bytes | None]:
+    """The texts of a column in the blocks from ``start`` to ``stop``, as bytes where one of their neighbours is not
+    UTF-8, which the file's type promises; None where a row has none.
 
     Raises
     ------
@@ -31,7 +32,12 @@ def column(path: str, kind: str, name: str, start: int, stop: int | None) -> Ite
     """
     with _readable(path, kind):
         for table in _parquet(path, name, start, stop) if kind == "parquet" else _arrow(path, name, start, stop):
-            yield from table.column(name).to_pylist()
+            texts = table.column(name)
+            try:
+                found = texts.to_pylist()
+            except UnicodeDecodeError:
+                found = _bytes(texts)
+            yield from found
 
 
 def _parquet(path: str, name: str, start: int, stop: int | None) -> Iterator[Any]:
@@ -64,6 +70,13 @@ def _batches(path: str) -> Iterator[Any]:
             yield from reader
 
 
+def _bytes(texts: Any) -> list[bytes | None]:
+    import pyarrow as pa
+
+    found: list[bytes | None] = texts.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
+    return found
+
+
 def _check(path: str, name: str, schema: Any) -> None:
     import pyarrow as pa
 
@@ -71,7 +84,7 @@ def _check(path: str, name: str, schema: Any) -> None:
         raise UserError(f"field={name}: {path} has no such column; choose one of {', '.join(schema.names)}.")
     kind = schema.field(name).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         raise UserError(f"field={name}: that column of {path} holds {kind}, no texts; choose another column.")
 
 

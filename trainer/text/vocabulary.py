@@ -135,7 +135,7 @@ def train_bpe(texts: Iterable[str], size: int) -> str:
     return text
 
 
-def read_subwords(content: str, where: str, end_of_text: str | None) -> Subwords:
+def read_subwords(content: bytes, where: str, end_of_text: str | None) -> Subwords:
     """A tokenizer.json's vocabulary.
 
     Raises
@@ -143,13 +143,7 @@ def read_subwords(content: str, where: str, end_of_text: str | None) -> Subwords
     UserError
         If it is none, or has no token for the end of a text.
     """
-    try:
-        tokenizer = library().Tokenizer.from_str(content)
-    except UserError:
-        raise
-    except Exception as error:  # the library raises plain ones
-        said = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"tokenizer={where} is no file of the tokenizers library ({said}); name another.") from None
+    tokenizer = _parsed(content, f"tokenizer={where}", "name another")
     names = USUAL_ENDS if end_of_text is None else (end_of_text,)
     ends = [found for name in names if (found := tokenizer.token_to_id(name)) is not None]
     if not ends:
@@ -173,11 +167,19 @@ def vocabulary_of(header: Header, folder: Path) -> Vocabulary | None:
         return None
     path = folder / header.coding
     try:
-        content = path.read_text()
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"the tokenizer {path} cannot be read ({error.strerror}); restore it.") from None
-    tokenizer = library().Tokenizer.from_str(content)
-    return Subwords(tokenizer, header.end_of_text)
+    return Subwords(_parsed(content, f"the tokenizer {path}", "restore it"), header.end_of_text)
+
+
+def _parsed(content: bytes, what: str, remedy: str) -> Any:
+    from_str = library().Tokenizer.from_str
+    try:
+        return from_str(content.decode())
+    except Exception as error:  # the library raises plain ones
+        said = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"{what} is no file of the tokenizers library ({said}); {remedy}.") from None
 
 
 def library() -> Any:
