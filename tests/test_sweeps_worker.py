@@ -154,9 +154,9 @@ def test_a_fault_of_the_disk_under_one_of_them_stops_the_worker_after_the_others
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["device.together=4", "device.memory_gb=0.02"], "lower device.together"),
+        (["device.together=4", "device.memory_gb=0.1"], "lower device.together"),
         (["device.together=2", "device.per_run=2"], "set one of them to 1"),
-        (["device.together=0"], "device.together=0 must be 1 or more"),
+        (["device.together=-1"], "device.together=-1 must be 0 or more"),
     ],
 )
 def test_what_cannot_be_together_is_refused(

@@ -122,7 +122,7 @@ def pool_of(config: Config, wanted: Sequence[Target], corpus: CorpusFacts, exper
         alike = recipe.model, recipe.optim.batch
         if alike not in speeds:
             speeds[alike] = experience.flops_per_second(recipe, config.device)
-        memory = memory_of(run, experience, config.device.per_run) * config.device.per_run / 1e9
+        memory = memory_of(run, experience, config.device) * config.device.per_run / 1e9
         kept.setdefault(recipe.run_id, (target, recipe, total_seconds(run, speeds[alike]) / 3600, memory))
     targets, recipes, hours, memory_gb = zip(*kept.values(), strict=True) if kept else ((), (), (), ())
     trunks = shares_trunks(config)
