@@ -203,6 +203,9 @@ class ClusterConfig:
     """slurm: small runs are put into one task until so much work is together; 0 gives each run a task."""
     per_device: int = 1
     """slurm: runs of a task that share its device."""
+    mps: bool = True
+    """Runs that share a GPU (per_device, or more workers than GPUs) do so through NVIDIA's multi-process service, where
+    nvidia-cuda-mps-control is on PATH: at once instead of in turns."""
     max_gpus: int | None = None
     """slurm: devices at once."""
     max_submit: int | None = None

@@ -43,7 +43,7 @@ def test_a_run_on_two_nodes_meets_at_rank_0(slurm: Cluster, tmp_path: Path) -> N
     script = tmp_path / "rank.py"
     script.write_text(RANK)
     command = f'trainer.command="{sys.executable} {script} {{folder}}"'
-    wide = ("sweep.sizes=1", "device=h100", "device.memory_gb=0.00015", "cluster.devices_per_node=2")
+    wide = ("sweep.sizes=1", "device=h100", "device.memory_gb=0.013", "cluster.devices_per_node=2")
     storm = Storm(slurm, tmp_path, sweep=(*QUICK, command, *wide))
     (planned,) = json.loads(storm.isoflop("plan", "format=json").stdout)["points"]
     assert planned["devices"] == 4, "two nodes of two"

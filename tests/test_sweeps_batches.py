@@ -19,9 +19,9 @@ from analysis.config import FitConfig, Quantity
 from analysis.planning.information import Target
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
+from sweeps.planning.aims import recounted
 from sweeps.planning.chosen import Chosen, read_chosen, write_chosen
 from sweeps.planning.ladder import ladder
-from sweeps.planning.optimal import recounted
 from sweeps.planning.precision import precision_so_far
 from sweeps.sequential import precision_facts
 from trainer.config import ModelConfig
@@ -167,6 +167,29 @@ def test_a_sweep_goes_on_without_what_fails(isoflop: Command, folder: SweepFolde
     assert all(width != 24 or layers > 1 for layers, width, _ in kept) and len(kept) > len(states)
     points = isoflop("status", *sweep, out, "format=json").json["points"]
     assert failed[0]["point_id"] not in {point["point_id"] for point in points}
+
+
+def test_what_was_spent_is_spent_whatever_became_of_the_design(isoflop: Command, folder: SweepFolder) -> None:
+    sweep = smoke(folder, *FREE, "sweep.limit.flops=6e11", "sweep.target.half_width=0.01")
+    assert isoflop("run", *sweep).code == 0
+    runs = {run.run_id for run in folder.runs()}
+    assert isoflop("plan", *sweep, "optim.lr=0.02").code == 0, "another recipe, of which nothing is done"
+    back = isoflop("plan", *sweep, "format=json").json
+    assert {point["run_id"] for point in back["points"]} == runs, "and back: all that was trained counts"
+    (folder.path / "design.json").unlink(missing_ok=True)
+    lost = isoflop("run", *sweep)
+    assert lost.code == 0 and {run.run_id for run in folder.runs()} == runs
+    more = isoflop("suggest", *sweep, "sweep.limit.flops=1.2e12", "format=json").json
+    assert more["facts"]["spent_before"] == pytest.approx(6e11, rel=0.02) and more["suggested"]
+
+
+def test_trunks_of_a_lost_design_stay_apart(isoflop: Command, folder: SweepFolder) -> None:
+    sweep = smoke(folder, *FREE, "sweep.limit.flops=6e11", "sweep.target.half_width=0.01", "schedule=wsd")
+    assert isoflop("run", *sweep).code == 0
+    runs = {run.run_id for run in folder.runs()}
+    (folder.path / "design.json").unlink()
+    again = isoflop("plan", *sweep, "format=json").json
+    assert {point["run_id"] for point in again["points"]} == runs
 
 
 def test_what_another_command_chose_meanwhile_stays(folder: SweepFolder) -> None:

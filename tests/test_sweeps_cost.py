@@ -17,14 +17,16 @@ from trainer_runs import make_run, small_corpus, small_shape
 
 from sweeps.dispatch.launch import gpus_here
 from sweeps.paths import SweepFolder
-from sweeps.planning.cost import Experience, Ran, step_memory
+from sweeps.planning.cost import Experience, Ran, expects_native, step_memory
 from trainer.config import DeviceConfig, DeviceKind, Precision
 from trainer.files import append_line, write_json
 from trainer.loop import train
-from trainer.memory import HostMemory, peak_bytes
+from trainer.memory import EVAL_TOKENS, HostMemory, native_bytes, peak_bytes
+from trainer.native.build import library
 from trainer.probe import probe
 from trainer.recipe import Recipe
-from trainer.runfolder import RunFolder
+from trainer.runfolder import RunFolder, Runtime
+from trainer.shape import Activation
 
 CPU = DeviceConfig(flops_per_second=1e11, utilisation=0.5)
 
@@ -44,28 +46,36 @@ def recipe(root: Path, corpus: str) -> Recipe:
     return make_run(root, corpus, sweep="recipe").read_config().recipe
 
 
+@pytest.fixture(scope="module")
+def runtime(root: Path, corpus: str) -> Runtime:
+    return make_run(root, corpus, sweep="recipe").read_config().runtime
+
+
 def sized(recipe: Recipe, **shape: Any) -> Recipe:
     return replace(recipe, model=replace(recipe.model, **shape))
 
 
-def test_without_a_finished_run_the_devices_own_numbers_count(recipe: Recipe) -> None:
+def test_without_a_finished_run_the_devices_own_numbers_count(recipe: Recipe, runtime: Runtime) -> None:
     assert Experience().flops_per_second(recipe, CPU) == 5e10
-    assert Experience().memory(recipe, 4, DeviceKind.cpu) == step_memory(recipe, 4, DeviceKind.cpu)
+    assert Experience().memory(recipe, 4, runtime) == step_memory(
+        recipe, 4, runtime, native=expects_native(recipe, runtime)
+    )
 
 
-def test_the_run_most_alike_tells_and_the_sweeps_own_before_all(recipe: Recipe) -> None:
+def test_the_run_most_alike_tells_and_the_sweeps_own_before_all(recipe: Recipe, runtime: Runtime) -> None:
     ran = [
         Ran(recipe=sized(recipe, d_model=4), own=False, flops_per_second=1e9, memory_ratio=0.5),
-        Ran(recipe=sized(recipe, d_model=32), own=False, flops_per_second=2e9, memory_ratio=0.7),
+        Ran(recipe=sized(recipe, d_model=32), own=False, flops_per_second=2e9, memory_ratio=0.7, native=True),
         Ran(recipe=sized(recipe, d_model=32, sequence=512), own=False, flops_per_second=3e9),
     ]
     new = sized(recipe, d_model=30)
     assert Experience(ran).flops_per_second(new, CPU) == 2e9
     assert Experience(ran).flops_per_second(sized(recipe, d_model=30, sequence=400), CPU) == 3e9
-    assert Experience(ran).memory(new, 4, DeviceKind.cpu) == 0.7 * step_memory(new, 4, DeviceKind.cpu)
+    assert Experience(ran).memory(new, 4, runtime) == 0.7 * step_memory(new, 4, runtime, native=True)
+    assert Experience(ran).memory(new, 4, runtime, native=False) == 0.5 * step_memory(new, 4, runtime, native=False)
     own = Ran(recipe=sized(recipe, d_model=4), own=True, flops_per_second=5e9)
     assert Experience([*ran, own]).flops_per_second(new, CPU) == 5e9
-    assert Experience([*ran, own]).memory(new, 4, DeviceKind.cpu) == 0.7 * step_memory(new, 4, DeviceKind.cpu)
+    assert Experience([*ran, own]).memory(new, 4, runtime) == 0.7 * step_memory(new, 4, runtime, native=True)
 
 
 def train_apart(folder: RunFolder, root: Path) -> None:
@@ -95,7 +105,8 @@ def test_finished_runs_of_every_sweep_of_the_root_count(tmp_path: Path) -> None:
     assert not found.own and found.recipe == folder.read_config().recipe
     assert found.flops_per_second and math.isfinite(found.flops_per_second) and found.flops_per_second > 0
     assert attempt["peak_bytes"] > 0 and found.memory_ratio
-    assert found.memory_ratio == attempt["peak_bytes"] / step_memory(found.recipe, 6, DeviceKind.cpu)
+    runtime = folder.read_config().runtime
+    assert found.memory_ratio == attempt["peak_bytes"] / step_memory(found.recipe, 6, runtime, native=False)
     (again,) = Experience.of(SweepFolder(tmp_path, "earlier"), CPU).ran
     assert again.own
     assert not Experience.of(planned(tmp_path, "later"), DeviceConfig(kind=DeviceKind.cuda, name="h100")).ran
@@ -128,15 +139,47 @@ def test_memory_where_the_system_does_not_tell_is_that_of_the_process(tmp_path: 
     assert memory.peak() >= 0
 
 
-def test_the_model_holds_for_a_step_of_torch(root: Path, corpus: str) -> None:
-    """Within a factor of 1.5 on CPUs, where torch's allocator and libraries have their own ideas."""
-    shape = small_shape(layers=4, d_model=128, heads=4, head_size=32, ffw=512, sequence=128)
-    folder = make_run(root, corpus, sweep="model", shape=shape, sequences=128, steps=2, dtype=Precision.bf16,
-                      kernels={"attention": "manual"}, eval_steps=(2,))  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "step", "sequences", "changes"),
+    [
+        (Precision.bf16, "manual", 64, {}),
+        (Precision.fp32, "sdpa", 64, {"activation": Activation.swiglu, "tied_head": False, "qk_norm": True}),
+        (Precision.fp32, "sdpa", 32, {"vocabulary": 4096}),
+        (Precision.bf16, "native", 16, {"d_model": 256, "head_size": 64, "ffw": 1024}),
+        (Precision.fp32, "native", 16, {"d_model": 256, "head_size": 64, "ffw": 1024}),
+    ],
+)
+def test_the_models_hold(
+    root: Path, corpus: str, dtype: Precision, step: str, sequences: int, changes: dict[str, Any]
+) -> None:
+    """Within a quarter; within 15 % where they were fitted, but other versions of torch and libc have other ideas."""
+    if step == "native" and library(dtype) is None:
+        pytest.skip(f"no C++ step in {dtype} here")
+    values: dict[str, Any] = {"layers": 4, "d_model": 128, "heads": 4, "head_size": 32, "ffw": 512, "sequence": 128}
+    shape = small_shape(**(values | changes))
+    kernels = {"step": "native", "chunk": 4} if step == "native" else {"step": "torch", "attention": step}
+    sweep = f"{dtype}{step}{shape.vocabulary}"
+    folder = make_run(root, corpus, sweep=sweep, shape=shape, sequences=sequences, steps=2, dtype=dtype,
+                      kernels=kernels, eval_steps=(2,))  # fmt: skip
     train_apart(folder, root)
     (attempt,) = folder.attempts()
-    modelled = peak_bytes(shape, 128, scores_kept=True)
-    assert modelled / 1.5 < attempt["peak_bytes"] < modelled * 1.5
+    native = native_bytes(shape, dtype, 1)
+    modelled = native if step == "native" else peak_bytes(shape, sequences, dtype, DeviceKind.cpu)
+    assert modelled / 1.25 < attempt["peak_bytes"] < modelled * 1.25
+
+
+def test_evaluations_of_a_large_vocabulary_need_more_than_a_small_batch() -> None:
+    shape = small_shape(vocabulary=50_000)
+    assert peak_bytes(shape, 1, Precision.bf16, DeviceKind.cuda) > 10 * EVAL_TOKENS * shape.vocabulary
+
+
+def test_on_a_gpu_scores_are_not_kept_and_activations_lose_nothing() -> None:
+    shape = small_shape(layers=12, d_model=768, heads=12, head_size=64, ffw=3072, sequence=1024)
+    gpu, cpu = (peak_bytes(shape, 8, Precision.bf16, device) for device in (DeviceKind.cuda, DeviceKind.cpu))
+    tokens, params = 8 * 1024, shape.params_total
+    by_hand = 18 * params + tokens * (12 * (2 * 18 * 768 + 8 + 48) + 4 * 768 + 4 * 3072)
+    assert gpu == pytest.approx(by_hand, rel=0.01)
+    assert cpu > gpu + 2 * tokens * 12 * 12 * 1024
 
 
 def test_rows_tell_the_share_of_the_peak(root: Path, corpus: str) -> None:

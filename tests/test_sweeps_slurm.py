@@ -116,7 +116,10 @@ def test_a_silent_slurm_stops_submit_and_not_status(isoflop: Command, folder: Sw
         (["device=h100", "cluster.devices_per_node=9"], "the nodes of partition main have 8 GPUs"),
         (["device=h100", "cluster.partition=short"], "the nodes of partition short have no GPUs"),
         (["cluster.max_submit=0"], "cluster.max_submit=0 must be null or 1 or more"),
-        (["device.memory_gb=0.001", "cluster.max_gpus=1"], "but a point needs 2 devices at once"),
+        (
+            ["device.memory_gb=0.03", "trainer.way=eager", "cluster.max_gpus=1"],
+            "but a point needs 2 devices at once",
+        ),
         (["cluster.cpus_per_device=65"], "a point needs 65 CPUs on a node, but the partition has 64 at most; lower"),
         (["cluster.memory_gb=251"], "a point needs 251 GB of memory on a node, but the partition has 250 at most"),
         (["device.memory_gb=0.0001"], "nodes, but the partition has 4 at most; lower sweep.sizes"),

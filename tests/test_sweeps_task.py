@@ -230,7 +230,7 @@ def test_a_program_beside_others_sees_itself_alone(
 def test_a_run_on_many_devices_gets_its_ranks_and_counts_them_all(
     isoflop: Command, folder: SweepFolder, submitted: Submit
 ) -> None:
-    wide = ["device.memory_gb=0.0005", "cluster.devices_per_node=8", "sweep.sizes=1"]
+    wide = ["device.memory_gb=0.01", "cluster.devices_per_node=8", "sweep.sizes=1"]
     path = submitted(*wide, "trainer.command='sh -c \"sleep 1; exit 1\"'")
     assert life.live(path, []) == 1
     (run,) = folder.runs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -98,6 +99,27 @@ def test_runs_of_one_shape_are_trained_as_one_model(tmp_path: Path) -> None:
         assert not (mine.path / "lock").exists()
 
 
+def test_a_corpus_that_changes_under_a_run_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = small_corpus(tmp_path)
+    folder = make_run(tmp_path, corpus, kernels={"step": "torch", "attention": "manual"})
+    shard, append = tmp_path / "corpora" / corpus / "train.bin", RunFolder.append_metrics
+
+    def change(run: RunFolder, row: Any) -> None:
+        append(run, row)
+        os.truncate(shard, 100)
+
+    monkeypatch.setattr(RunFolder, "append_metrics", change)
+    verdict = execute(folder, "w", lambda: None, None)
+    assert (
+        verdict == f"failed: the shard {shard} was changed or removed after it was opened; restore it, and submit "
+        "again with retry=all."
+    )
+    assert capsys.readouterr().err == f"isoflop: {verdict.removeprefix('failed: ')}\n"
+    assert folder.points()[folder.run_id]["verdict"] == verdict
+
+
 def test_of_runs_trained_together_each_may_be_held_cancelled_or_fail(tmp_path: Path) -> None:
     folders = same_shape(tmp_path)[:4]
     held, cancelled, broken, fine = folders
@@ -132,9 +154,9 @@ def test_a_fault_of_the_disk_under_one_of_them_stops_the_worker_after_the_others
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["device.together=4", "device.memory_gb=0.02"], "lower device.together"),
+        (["device.together=4", "device.memory_gb=0.1"], "lower device.together"),
         (["device.together=2", "device.per_run=2"], "set one of them to 1"),
-        (["device.together=0"], "device.together=0 must be 1 or more"),
+        (["device.together=-1"], "device.together=-1 must be 0 or more"),
     ],
 )
 def test_what_cannot_be_together_is_refused(

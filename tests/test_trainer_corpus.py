@@ -259,6 +259,23 @@ def test_user_tokens_are_known_by_content(tmp_path: Path) -> None:
     assert prepare_corpus(tokens_of(moved), root).id not in (corpus.id, changed.id)
 
 
+@pytest.mark.parametrize("harm", ["shortened", "emptied", "lengthened", "removed", "shortened before it was read"])
+def test_a_shard_that_changes_while_it_is_read_is_named(tmp_path: Path, harm: str) -> None:
+    """A mapped file that got shorter would end the process with a signal."""
+    write_tokens(tmp_path / "mine")
+    corpus = prepare_corpus(tokens_of(tmp_path / "mine"), tmp_path / "root")
+    corpus.train.gather(np.array([0]), 5)
+    shard = tmp_path / "mine" / ("train_2.bin" if "before" in harm or harm == "removed" else "train_0.bin")
+    size = shard.stat().st_size
+    if harm == "removed":
+        shard.unlink()
+    else:
+        os.truncate(shard, {"emptied": 0, "lengthened": size + 2}.get(harm, 100))
+    said = refused(lambda: corpus.train.gather(np.array([100 if shard.name == "train_0.bin" else 1500]), 500))
+    assert f"the shard {shard} was changed or removed after it was opened; restore it" in said
+    assert len(corpus.train.gather(np.array([800]), 20)) == 1, "others can be read"
+
+
 def set_field(header: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     """The header with one field changed, or without it where the value is None."""
     header = json.loads(json.dumps(header))
@@ -266,7 +283,7 @@ def set_field(header: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     place = header
     for name in outer:
         place = place[name]
-    place.pop(last)
+    place.pop(last, None)
     return header if value is None else (place.update({last: value}) or header)
 
 
@@ -285,6 +302,8 @@ def test_a_header_without_a_field(tmp_path: Path, path: str) -> None:
     ("path", "value", "said"),
     [
         ("dtype", "int64", "dtype='int64', which is not one of uint8, uint16, uint32"),
+        ("dtype", ["uint8"], "dtype=['uint8'], which is not one of uint8, uint16, uint32"),
+        ("end_of_text", True, "end_of_text=True, which is no token of its vocabulary=1000"),
         ("dtype", "uint8", "vocabulary=1000, but dtype=uint8 numbers only 256 tokens"),
         ("vocabulary", "big", "vocabulary='big', which is not a whole number"),
         ("vocabulary", 10, "outside its vocabulary of 10"),

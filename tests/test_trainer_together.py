@@ -11,6 +11,7 @@ import pytest
 import torch
 from trainer_runs import make_run, rows, small_corpus, small_shape, wsd
 
+from trainer.alike import alike
 from trainer.config import Parametrisation, Precision
 from trainer.kernels import Attention
 from trainer.loop import train
@@ -19,7 +20,7 @@ from trainer.recipe import Branch, Scaling
 from trainer.runfolder import RunFolder
 from trainer.shape import Activation, Positions
 from trainer.stacked import StackedTransformer
-from trainer.together import Together, alike
+from trainer.together import Together
 
 MANUAL = {"step": "torch", "attention": "manual"}
 

@@ -248,7 +248,8 @@ class DeviceConfig:
     device holds the whole model."""
     together: int = 1
     """Runs of one shape and batch, whatever their seeds and rates, that a device trains as one model, at most: for
-    GPUs, which small runs leave idle. Losses are those of separate runs but for the order of sums."""
+    GPUs, which small runs leave idle. Losses are those of separate runs but for the order of sums. 0: the plan chooses
+    for each shape, by what one run leaves idle and by memory; 1 on a CPU."""
 
 
 @dataclass(kw_only=True)

@@ -26,8 +26,8 @@ from trainer.errors import UserError
 from trainer.kernels import CLEARLY, Attention, tune_attention
 from trainer.memory import HostMemory
 from trainer.model import Transformer, groups, initial_params, slots
-from trainer.native.build import library
-from trainer.native.model import NativeTransformer, chunk_of
+from trainer.native.build import chunk_of, knows, library
+from trainer.native.model import NativeTransformer
 from trainer.recipe import Recipe
 from trainer.runfolder import RunConfig
 from trainer.ways import Choice, Guarded, Recorded, Step, candidates, choose_way, compiled
@@ -172,7 +172,7 @@ def choose_kernels(config: RunConfig, device: torch.device, devices: int = 1) ->
     On a CPU it takes under half a second where the model is small; on a GPU a few, and where compiling is tried, that.
     """
     recipe, shape = config.recipe, config.recipe.model
-    native = device.type == "cpu" and config.runtime.way is Way.auto and _native_can(recipe)
+    native = device.type == "cpu" and config.runtime.way is Way.auto and knows(recipe.model)
     if native and library(recipe.dtype) is not None:
         chunk = min(chunk_of(shape), recipe.sequences)
         if _native_wins(recipe, chunk, config.runtime.threads):
@@ -253,11 +253,6 @@ def prepare_device(kind: DeviceKind) -> torch.device:
 
 def _made(device: torch.device) -> dict[str, Any]:
     return {"torch": str(torch.__version__), "processor": processor(device)}
-
-
-def _native_can(recipe: Recipe) -> bool:
-    """Whether the C++ step knows all that the recipe asks for."""
-    return not recipe.model.qk_norm
 
 
 def _native_wins(recipe: Recipe, chunk: int, threads: int) -> bool:

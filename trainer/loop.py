@@ -32,13 +32,12 @@ from trainer.guard import MOST_IN_A_ROW, Guard
 from trainer.legs import Leg, legs
 from trainer.limits import limits
 from trainer.lock import LockLost
+from trainer.memory import EVAL_TOKENS
 from trainer.model import flops_of, slots
 from trainer.resident import resident
 from trainer.runfolder import DIVERGED, DONE, EXCEPTION, STOPPED, RunConfig, RunFolder, final_record, finite_or_none
 from trainer.schedule import rate_factor
 
-EVAL_TOKENS = 4096
-"""Tokens per forward pass of an evaluation, whatever the batch, so that its sum does not depend on how one trains."""
 HIGH_ROWS = 5
 """A run has diverged when this many rows in a row, after warm-up, lie above ln(V) + 1: a nat worse than guessing."""
 
@@ -106,7 +105,7 @@ def train(
                 continue
             raise
         break
-    folder.end_attempt(attempt, run.why or outcome, peak_bytes=memory.peak())
+    folder.end_attempt(attempt, run.why or outcome, peak_bytes=memory.peak() - run.corpus_bytes)
     if not outcome.startswith(STOPPED):
         checkpoint.free(folder.checkpoints, config.run_id, config.runtime.keep)
     return outcome
@@ -162,6 +161,11 @@ class _Run:
         self._saved_at = time.monotonic()
         self._restore()
         self._clock, self._clock_step = time.perf_counter(), self.step
+
+    @property
+    def corpus_bytes(self) -> int:
+        """That the corpus takes of a GPU, where there is room: no run needs it there."""
+        return 0 if self._resident is None else self._resident.bytes
 
     @property
     def updates(self) -> int:

@@ -36,10 +36,13 @@ class Probe:
 
 
 def probe(config: RunConfig, device: torch.device, *, seconds: float = 5.0) -> Probe:
-    """Train a run's shape, batch and precision on random tokens for about ``seconds``: three steps at least."""
+    """Train a run's shape, batch and precision on random tokens for about ``seconds``: three steps at least.
+
+    With the run's kernels, where they are chosen already.
+    """
     recipe = config.recipe
     torch.set_num_threads(config.runtime.threads)
-    config = replace(config, kernels=choose_kernels(config, device))
+    config = replace(config, kernels=dict(config.kernels) or choose_kernels(config, device))
     memory = DeviceMemory(device)
     engine = open_engine(config, device)
     size = (recipe.sequences, recipe.model.sequence + 1)

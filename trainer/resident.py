@@ -24,6 +24,11 @@ class ResidentTokens:
             part = np.ascontiguousarray(corpus.train[start : min(start + READ_TOKENS, corpus.train_tokens)])
             self._tokens[start : start + len(part)] = torch.from_numpy(part.astype(np.int64)).to(device)
 
+    @property
+    def bytes(self) -> int:
+        """On the device."""
+        return self._tokens.nbytes
+
     def gather(self, starts: NDArray[np.int64], length: int) -> Tensor:
         """As :meth:`trainer.shards.Tokens.gather`: int64 (len(starts), length), on the device."""
         device = self._tokens.device

@@ -78,6 +78,8 @@ class Runtime:
     peak_flops: float | None = None
     """FLOPs per second that the device can do at most; the rows' ``mfu`` is the share of it that training reaches."""
     way: Way = Way.auto
+    together: int = 1
+    """How many runs like it may be trained with it as one model, itself counted."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Runtime:
@@ -96,6 +98,7 @@ class Runtime:
             tracking=TrackingConfig(**tracking),
             peak_flops=raw.get("peak_flops"),
             way=Way(raw.get("way", Way.auto)),
+            together=raw.get("together", 1),
         )
 
 

@@ -38,6 +38,7 @@ import functools
 import hashlib
 import itertools
 import json
+import mmap
 import os
 import re
 from bisect import bisect_right
@@ -48,6 +49,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from trainer.errors import UserError
 
 HEADER = "header.json"
 TRAIN, VALIDATION = "train", "validation"
@@ -116,7 +119,7 @@ class Header:
             If a field is missing or cannot be.
         """
         dtype = _field(raw, "dtype")
-        if dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise ShardError(f"{HEADER} has dtype={dtype!r}, which is not one of {', '.join(DTYPES)}")
         vocabulary = _count(raw, "vocabulary")
         if vocabulary > numbered(dtype):
@@ -130,7 +133,7 @@ class Header:
         tokenizer, end = raw.get("tokenizer"), raw.get("end_of_text")
         if tokenizer is not None and not isinstance(tokenizer, str):
             raise ShardError(f"{HEADER} has tokenizer={tokenizer!r}, which is neither a file name nor {BYTES!r}")
-        if end is not None and (not isinstance(end, int) or not 0 <= end < vocabulary):
+        if end is not None and (type(end) is not int or not 0 <= end < vocabulary):
             raise ShardError(f"{HEADER} has end_of_text={end!r}, which is no token of its vocabulary={vocabulary}")
         return cls(
             vocabulary=vocabulary,
@@ -207,6 +210,11 @@ class Tokens:
 
     ``tokens[start:stop]`` is an array of the shards' dtype, read-only where it lies in one shard; ``len(tokens)``
     counts tokens.
+
+    Raises
+    ------
+    UserError
+        By a read, if a shard is no longer as long as it was.
     """
 
     def __init__(self, shards: Sequence[tuple[Path, int]], dtype: str) -> None:
@@ -217,8 +225,24 @@ class Tokens:
         self._dtype = np.dtype(dtype)
         self._shard = functools.lru_cache(maxsize=_MAPPED_AT_ONCE)(self._map)
 
-    def _map(self, number: int) -> NDArray[Any]:
-        return np.asarray(np.memmap(self._paths[number], dtype=self._dtype, mode="r"))
+    def _map(self, number: int) -> tuple[mmap.mmap, NDArray[Any]]:
+        count = self._starts[number + 1] - self._starts[number]
+        with self._paths[number].open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return mapped, np.frombuffer(mapped, self._dtype, count)
+
+    def _tokens_of(self, number: int) -> NDArray[Any]:
+        """A shard's, while the file is as long as it was: reading past the end of a shortened one kills the process."""
+        try:
+            mapped, tokens = self._shard(number)
+            if mapped.size() == tokens.nbytes:
+                return tokens
+        except (OSError, ValueError):  # it is gone, or was shortened before it was mapped
+            pass
+        raise UserError(
+            f"the shard {self._paths[number]} was changed or removed after it was opened; restore it, and submit again "
+            "with retry=all."
+        )
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -234,7 +258,7 @@ class Tokens:
         number = bisect_right(self._starts, start) - 1
         while start < stop:
             first, end = self._starts[number : number + 2]
-            pieces.append(self._shard(number)[start - first : stop - first])
+            pieces.append(self._tokens_of(number)[start - first : stop - first])
             start, number = end, number + 1
         if len(pieces) == 1:
             return pieces[0]

@@ -1,4 +1,4 @@
-"""Runs of one shape that one device trains as one model.
+"""Runs of one shape (:mod:`trainer.alike`) that one device trains as one model.
 
 Each run is trained by a thread of its own as it would be alone (:func:`trainer.loop.train`): folder, data, rate, guard,
 checkpoints, verdict and resuming are its own. Only for gradients do they meet: who asks for one waits until all have
@@ -17,25 +17,12 @@ from torch import Tensor
 
 from trainer.adamw import FlatAdamW
 from trainer.config import Precision, Way
-from trainer.engine import NATIVE, Engine, choose_attention, free_memory, try_batches, usual
+from trainer.engine import Engine, choose_attention, free_memory, try_batches, usual
 from trainer.kernels import Attention
 from trainer.model import Transformer, groups, initial_params, slots
 from trainer.runfolder import RunConfig
 from trainer.stacked import StackedTransformer
 from trainer.ways import Choice, Guarded, Recorded, Step, candidates, choose_way, compiled
-
-
-def alike(config: RunConfig) -> tuple[Any, ...] | None:
-    """What runs that may be trained together have in common; None for one that has to stay alone.
-
-    Such is one whose earlier attempts took the C++ step, or that another program trains.
-    """
-    recipe, runtime = config.recipe, config.runtime
-    if recipe.command is not None or config.kernels.get("step") == NATIVE:
-        return None
-    batch = recipe.optim.batch, runtime.micro_batch, recipe.optim.z_loss
-    place = runtime.device, runtime.threads, runtime.way, config.kernels.get("attention"), config.kernels.get("way")
-    return recipe.model, recipe.scaling, recipe.dtype, *batch, *place
 
 
 class Together:

@@ -90,9 +90,14 @@ def record(step: Step, windows: Tensor) -> Callable[[], Tensor]:
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function through torch's compiler, whole, for each size anew, by rules instead of timings where it can."""
+    """The function through torch's compiler, whole, for each size anew, by rules instead of timings where it can.
+
+    What was compiled before is forgotten, and compiled again if it is still called: a worker that goes from run to run
+    would reach the number of versions of a function that the compiler allows.
+    """
     import torch._inductor.config as inductor  # here, because it takes a second
 
+    torch.compiler.reset()
     options: dict[str, Any] = {"deterministic": True} if hasattr(inductor, "deterministic") else {}
     return torch.compile(function, fullgraph=True, dynamic=False, options=options)
 

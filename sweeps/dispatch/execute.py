@@ -92,6 +92,9 @@ def execute(
             raise
         except LockLost:
             return "stopped: the lock was lost"
+        except UserError as error:
+            sys.stderr.write(f"isoflop: {error}\n")
+            return _fail(folder, config, str(error))
         except Exception as error:
             traceback.print_exc()
             return _fail(folder, config, _cause(error))
@@ -176,7 +179,7 @@ def _close_lost_attempt(folder: RunFolder) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    if isinstance(error, UserError | ExternalTrainerError):
+    if isinstance(error, ExternalTrainerError):
         return str(error)
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "OOM"

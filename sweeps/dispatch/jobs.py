@@ -46,7 +46,9 @@ class Job:
     devices: int = 1
     """local: that each run has."""
     together: int = 1
-    """Runs that a worker may train as one model."""
+    """Runs that a worker may train as one model; 0 for what their configs say."""
+    mps: bool = False
+    """Whether its workers share GPUs, and should do so through :mod:`sweeps.dispatch.mps`."""
     pid: int = 0
     """local: of the controller; of the submitting process until that was started."""
     born: str | None = None

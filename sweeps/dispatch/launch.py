@@ -26,16 +26,18 @@ def start_workers(config: Config, folder: SweepFolder, runs: Sequence[str], coun
     """Start ``count`` workers, each over the same ordered list of runs; returns their folders."""
     started = []
     slots, device = worker_slots(config), config.device.kind
+    gpus = _gpus(slots, config.device.per_run) if device is DeviceKind.cuda else ()
     for _ in range(count):
         path = new_job_folder(folder)
         job = Job(
             tasks=(tuple(runs),),
             device=device.value,
-            gpus=_gpus(slots, config.device.per_run) if device is DeviceKind.cuda else (),
+            gpus=gpus,
             lost_attempts=config.limits.lost_attempts,
             slots=slots,
             devices=config.device.per_run,
             together=config.device.together,
+            mps=config.cluster.mps and 0 < len(gpus) < slots,
             host=socket.gethostname(),
             submitted=time.time(),
             pid=os.getpid(),
@@ -70,9 +72,10 @@ def gpus_here(devices: Path = Path("/dev")) -> float:
 
 
 def _gpus(slots: int, per_run: int) -> tuple[str, ...]:
-    """What CUDA_VISIBLE_DEVICES is for each slot."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    numbers = visible.split(",") if visible else [str(number) for number in range(slots * per_run)]
+    """What CUDA_VISIBLE_DEVICES is for each slot; more slots than that take turns in sharing them."""
+    visible, here = os.environ.get("CUDA_VISIBLE_DEVICES"), gpus_here()
+    count = slots * per_run if here in (0, math.inf) else min(slots * per_run, int(here))
+    numbers = visible.split(",") if visible else [str(number) for number in range(count)]
     firsts = range(0, len(numbers) - per_run + 1, per_run)
     return tuple(",".join(numbers[first : first + per_run]) for first in firsts)
 

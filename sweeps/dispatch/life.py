@@ -17,6 +17,7 @@ from typing import Any
 from sweeps.dispatch import slurm
 from sweeps.dispatch.canary import may_follow, set_limits
 from sweeps.dispatch.jobs import read_job
+from sweeps.dispatch.mps import shared_gpus
 from sweeps.dispatch.ranks import Ranks
 from sweeps.dispatch.snapshot import changes
 from sweeps.dispatch.worker import Worker
@@ -75,7 +76,8 @@ def live(path: Path, signals: list[int]) -> int:
 
     while True:
         try:
-            failed = worker.go(should_stop, wait_for_others=True)
+            with shared_gpus(job.mps):
+                failed = worker.go(should_stop, wait_for_others=True)
         except MachineFault as fault:
             sys.stderr.write(f"isoflop: {fault}\n")
             return 1

@@ -250,8 +250,8 @@ def check_devices(config: Config, missing: Sequence[PlannedPoint]) -> None:
                 f"device.per_run={per_run}, but this machine has {gpus:.0f} GPUs that may be seen; lower it, or choose "
                 "a cluster= that has more."
             )
-    together = config.device.together
     for point in missing:
+        together = point.run.runtime.together
         if config.trainer.command is None and point.memory_gb * together > config.device.memory_gb >= point.memory_gb:
             raise UserError(
                 f"device.together={together} runs like {point.point_id} need {point.memory_gb * together:.3g} GB, but "

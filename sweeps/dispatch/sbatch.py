@@ -70,6 +70,7 @@ def submit_arrays(
             warning_seconds=warning_seconds(config, array),
             throttle=array.throttle,
             together=config.device.together,
+            mps=config.cluster.mps and config.device.kind is DeviceKind.cuda and array.resources.at_once > 1,
             canary=started[0].name if canary and started else None,
             work_minutes=array.work_minutes,
             margin=config.cluster.margin,

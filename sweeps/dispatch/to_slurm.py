@@ -65,7 +65,7 @@ class Dispatch:
                 run_id=run,
                 devices=point.devices,
                 hours=hours[run],
-                memory_gb=point.memory_gb * config.device.together,
+                memory_gb=point.memory_gb * point.run.runtime.together,
                 memory_factor=2.0 ** _times_out_of_memory(folder.run(run)),
             )
             for run, point in {point.run.run_id: point for point in missing}.items()

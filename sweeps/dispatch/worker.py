@@ -13,7 +13,9 @@ from typing import Any
 
 from sweeps.dispatch.execute import ShouldStop, execute, execute_together
 from sweeps.dispatch.jobs import Job, read_job
+from sweeps.dispatch.mps import shared_gpus
 from sweeps.dispatch.ranks import Ranks, here
+from trainer.alike import alike
 from trainer.config import DeviceKind
 from trainer.errors import MachineFault, UserError
 from trainer.lock import BEAT_SECONDS, Lock, holder
@@ -59,7 +61,8 @@ def work(job_path: str) -> None:
                 ranks=here(job.devices),
                 together=job.together,
             )
-            failed = worker.go(should_stop)
+            with shared_gpus(job.mps):
+                failed = worker.go(should_stop)
         except MachineFault as fault:
             raise SystemExit(f"isoflop: {fault}") from None
         finally:
@@ -80,7 +83,7 @@ class Worker:
     ranks
         Where each run has several devices.
     together
-        How many runs it may train as one model.
+        How many runs it may train as one model; 0 for what their configs say.
     """
 
     def __init__(
@@ -138,14 +141,13 @@ class Worker:
             return []
         if self._together == 1 or (kind := self._kind(first)) is None:
             return [first]
+        most = self._together or first.read_config().runtime.together
         others = (folder for folder in claimable if self._kind(folder) == kind)
-        return [first, *itertools.islice(others, self._together - 1)]
+        return [first, *itertools.islice(others, most - 1)]
 
     def _kind(self, folder: RunFolder) -> tuple[Any, ...] | None:
         """What the run must have in common with those that it is trained with."""
         if folder.run_id not in self._alike:
-            from trainer.together import alike
-
             try:
                 self._alike[folder.run_id] = alike(folder.read_config())
             except UserError:  # told when it is executed

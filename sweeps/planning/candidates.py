@@ -20,8 +20,7 @@ from sweeps.planning.forecast import cost_of
 from sweeps.planning.ladder import pick
 from sweeps.planning.prior import Prior
 from sweeps.planning.recipes import make_recipe, make_runtime
-from sweeps.planning.trunks import refusal
-from trainer.config import Decay
+from sweeps.planning.trunks import refusal, shares_trunks
 from trainer.corpus import CorpusFacts
 from trainer.errors import UserError
 from trainer.recipe import Recipe
@@ -123,10 +122,10 @@ def pool_of(config: Config, wanted: Sequence[Target], corpus: CorpusFacts, exper
         alike = recipe.model, recipe.optim.batch
         if alike not in speeds:
             speeds[alike] = experience.flops_per_second(recipe, config.device)
-        memory = memory_of(run, experience, config.device.per_run) * config.device.per_run / 1e9
+        memory = memory_of(run, experience, config.device) * config.device.per_run / 1e9
         kept.setdefault(recipe.run_id, (target, recipe, total_seconds(run, speeds[alike]) / 3600, memory))
     targets, recipes, hours, memory_gb = zip(*kept.values(), strict=True) if kept else ((), (), (), ())
-    trunks = config.schedule.decay is Decay.wsd and config.schedule.trunks
+    trunks = shares_trunks(config)
     return Pool(targets=targets, recipes=recipes, hours=np.array(hours), memory_gb=np.array(memory_gb), trunks=trunks)
 
 

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweeps.paths import SweepFolder
-from trainer.config import DeviceConfig, DeviceKind
+from trainer.config import DeviceConfig, DeviceKind, Way
 from trainer.errors import UserError
-from trainer.memory import peak_bytes
+from trainer.memory import native_bytes, peak_bytes
+from trainer.native.build import compiler_for, knows
 from trainer.recipe import Recipe
-from trainer.runfolder import DONE, RunConfig, RunFolder
+from trainer.runfolder import DONE, RunConfig, RunFolder, Runtime
 from trainer.shape import BACKWARD_AND_FORWARD
 
 MOST_FOLDERS = 200
 """Run folders of other sweeps that are looked at, newest first: a root may hold many thousands."""
+LEAST_RATIO = 0.8
+"""Of what a run took to what the model says: less is a worker's second run, for which it still had the first one's."""
 WEIGHTS = {"params": 1.0, "sequence": 1.0, "batch": 0.5}
 """How much a factor of e in each makes two runs unlike in speed."""
 
@@ -33,6 +36,8 @@ class Ran:
     """Of training and evaluation; None where the run was disturbed."""
     memory_ratio: float | None = None
     """Peak bytes over what :func:`step_memory` says; None where they were not measured."""
+    native: bool = False
+    """Whether the C++ step trained it."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +59,27 @@ class Experience:
 
     def flops_per_second(self, recipe: Recipe, device: DeviceConfig) -> float:
         """What to expect: what the run most like this one reached, else the device's stated speed."""
-        near = self._nearest(recipe, [one for one in self.ran if one.flops_per_second is not None])
-        if near is None or near.flops_per_second is None:
-            return device.flops_per_second * device.utilisation
-        return near.flops_per_second
+        return self.measured(recipe) or device.flops_per_second * device.utilisation
 
-    def memory(self, recipe: Recipe, sequences: int, device: DeviceKind) -> float:
-        """Peak bytes of a pass over ``sequences`` sequences: the model's, corrected by the run most like this one."""
-        near = self._nearest(recipe, [one for one in self.ran if one.memory_ratio is not None])
-        ratio = 1.0 if near is None or near.memory_ratio is None else near.memory_ratio
-        return step_memory(recipe, sequences, device) * ratio
+    def measured(self, recipe: Recipe) -> float | None:
+        """FLOPs per second of the run most like this one; None before there is one."""
+        near = self._nearest(recipe, [one for one in self.ran if one.flops_per_second is not None])
+        return None if near is None else near.flops_per_second
+
+    def memory(self, recipe: Recipe, sequences: int, runtime: Runtime, *, native: bool | None = None) -> float:
+        """Peak bytes of a step over ``sequences`` sequences: the model's, corrected by the run most like this one.
+
+        Parameters
+        ----------
+        native
+            Whether it is the C++ step; None for whatever that run took, without one what is to be expected.
+        """
+        ran = [one for one in self.ran if one.memory_ratio is not None and native in (None, one.native)]
+        near = self._nearest(recipe, ran)
+        if near is None or near.memory_ratio is None:
+            expected = expects_native(recipe, runtime) if native is None else native
+            return step_memory(recipe, sequences, runtime, native=expected)
+        return step_memory(recipe, sequences, runtime, native=near.native) * near.memory_ratio
 
     def _nearest(self, recipe: Recipe, ran: Sequence[Ran]) -> Ran | None:
         """The most alike; of the sweep's own runs, if there are any."""
@@ -106,13 +122,16 @@ def _ran(run: RunFolder, device: DeviceKind, *, own: bool) -> Ran | None:
     undisturbed = len(attempts) == len(alone) == 1 and seconds > 0 and run.ended()
     peaks = [attempt["peak_bytes"] for attempt in alone if isinstance(attempt.get("peak_bytes"), int | float)]
     devices = int(attempts[0].get("devices", 1))
-    modelled = step_memory(recipe, config.runtime.micro_batch or sequences_of(recipe, devices), device)
+    native = config.kernels.get("step") == "native"
+    sequences = config.runtime.micro_batch or sequences_of(recipe, devices)
+    modelled = step_memory(recipe, sequences, config.runtime, native=native)
     return Ran(
         recipe=recipe,
         own=own,
         processor=str(config.kernels.get("processor", "")),
         flops_per_second=total_flops(config) / seconds / devices if undisturbed else None,
-        memory_ratio=max(peaks) / modelled if peaks and max(peaks) > 0 else None,
+        memory_ratio=max(max(peaks) / modelled, LEAST_RATIO) if peaks and max(peaks) > 0 else None,
+        native=native,
     )
 
 
@@ -121,10 +140,10 @@ def sequences_of(recipe: Recipe, devices: int) -> int:
     return math.ceil(recipe.sequences / devices)
 
 
-def memory_of(run: RunConfig, experience: Experience, devices: int) -> float:
-    """Peak bytes of a run on one of the devices that share its batches."""
-    sequences = run.runtime.micro_batch or sequences_of(run.recipe, devices)
-    return experience.memory(run.recipe, sequences, run.runtime.device)
+def memory_of(run: RunConfig, experience: Experience, device: DeviceConfig) -> float:
+    """Peak bytes of a run on one of the devices that share its batches; of one of those that share a device."""
+    sequences = run.runtime.micro_batch or sequences_of(run.recipe, device.per_run)
+    return experience.memory(run.recipe, sequences, run.runtime, native=False if device.together > 1 else None)
 
 
 def total_flops(run: RunConfig) -> float:
@@ -139,6 +158,14 @@ def total_seconds(run: RunConfig, flops_per_second: float) -> float:
     return total_flops(run) / flops_per_second
 
 
-def step_memory(recipe: Recipe, sequences: int, device: DeviceKind) -> float:
-    """Peak bytes of a forward and backward pass over ``sequences`` sequences on one device; CPUs keep the scores."""
-    return peak_bytes(recipe.model, sequences, scores_kept=device is DeviceKind.cpu)
+def step_memory(recipe: Recipe, sequences: int, runtime: Runtime, *, native: bool) -> float:
+    """Peak bytes of a forward and backward pass over ``sequences`` sequences on one device."""
+    if native:
+        return native_bytes(recipe.model, recipe.dtype, runtime.threads)
+    return peak_bytes(recipe.model, sequences, recipe.dtype, runtime.device)
+
+
+def expects_native(recipe: Recipe, runtime: Runtime) -> bool:
+    """Whether the C++ step is what will train a run, if workers are like this machine."""
+    wanted = runtime.device is DeviceKind.cpu and runtime.way is Way.auto and recipe.command is None
+    return wanted and knows(recipe.model) and compiler_for(recipe.dtype) is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,11 +21,12 @@ from sweeps.planning.axes import expand
 from sweeps.planning.chosen import Chosen
 from sweeps.planning.cost import Experience, memory_of, total_seconds
 from sweeps.planning.design import Target, targets
+from sweeps.planning.packing import runs_together
 from sweeps.planning.points import Plan, PlannedPoint
 from sweeps.planning.recipes import check_rules, make_runtime, precision
 from sweeps.planning.trunks import Runs, budget_error, grouped, horizon_of, seeds
 from sweeps.terminal import progress_line
-from trainer.config import DataConfig, Precision, Source, plain
+from trainer.config import DataConfig, DeviceConfig, Precision, Source, plain
 from trainer.corpus import CorpusFacts, corpus_key, open_corpus, prepare_corpus, unspecified_corpus
 from trainer.errors import UserError
 from trainer.recipe import Horizon, check_split
@@ -57,7 +58,8 @@ def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
         corpus = pinned_corpus(varied.data, folder)
         law = None if varied.law.name is None else law_from_config(varied.law)
         if varied.sweep.design is Design.optimal:
-            from sweeps.planning.optimal import Workbench, choose  # here, because it takes scipy half a second
+            from sweeps.planning.begun import Workbench  # these here, because they take scipy half a second
+            from sweeps.planning.optimal import choose
 
             seeds(varied)
             bench = Workbench.of(varied, folder, corpus, experience)
@@ -99,7 +101,21 @@ def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
         first = refused[0]["reason"] if refused else "the design is empty"
         raise UserError(f"sweep={base.sweep.name}: no point is left of {len(refused)}; the first was refused: {first}")
     design = None if chosen is None else chosen.to_dict()
-    return Plan(sweep=base.sweep.name, points=list(points.values()), refused=refused, design=design)
+    packed = _packed(points.values(), base.device, experience)
+    return Plan(sweep=base.sweep.name, points=packed, refused=refused, design=design)
+
+
+def _packed(points: Iterable[PlannedPoint], device: DeviceConfig, experience: Experience) -> list[PlannedPoint]:
+    """The points with how many runs like theirs share a device."""
+    points = list(points)
+    together = runs_together((point.run for point in points), device, experience)
+    return [
+        replace(
+            point,
+            run=replace(point.run, runtime=replace(point.run.runtime, together=together[point.run.run_id])),
+        )
+        for point in points
+    ]
 
 
 def _wanted(config: Config, corpus: CorpusFacts) -> list[Target]:
@@ -120,7 +136,7 @@ def _planned_point(
     recipe, device = run.recipe, config.device
     share = horizon.own / recipe.updates
     hours = share * total_seconds(run, experience.flops_per_second(recipe, device)) / 3600
-    memory_gb = memory_of(run, experience, device.per_run) / 1e9
+    memory_gb = memory_of(run, experience, device) / 1e9
     return PlannedPoint(
         horizon=horizon,
         run=run,

@@ -70,6 +70,7 @@ class PlannedPoint:
             "budget_error": self.budget_error,
             "predicted_loss": self.predicted_loss,
             "devices": self.devices,
+            "together": self.run.runtime.together,
             "memory_gb": self.memory_gb,
             "hours": self.hours,
             "price": self.price,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,10 @@ def make_runtime(config: Config, recipe: Recipe, experience: Experience = NONE_Y
         for at in {math.ceil(share * leg.horizon.steps - 1e-9) for share in (*trainer.eval_at, 1.0)}
         if leg.begin < at <= leg.end
     }
-    return Runtime(
+    runtime = Runtime(
         device=config.device.kind,
         threads=trainer.threads,
-        micro_batch=trainer.micro_batch or micro_batch(config, recipe, experience),
+        micro_batch=trainer.micro_batch,
         eval_steps=tuple(sorted(steps)),
         log_every=max(1, recipe.updates // trainer.rows),
         checkpoint_seconds=trainer.checkpoint_seconds,
@@ -98,13 +99,18 @@ def make_runtime(config: Config, recipe: Recipe, experience: Experience = NONE_Y
         peak_flops=config.device.flops_per_second,
         way=trainer.way,
     )
+    return (
+        runtime
+        if trainer.micro_batch
+        else replace(runtime, micro_batch=micro_batch(config, recipe, runtime, experience))
+    )
 
 
-def micro_batch(config: Config, recipe: Recipe, experience: Experience) -> int:
-    """Most sequences per forward pass that a device holds: its share halved until it fits; 0 for all of it."""
+def micro_batch(config: Config, recipe: Recipe, runtime: Runtime, experience: Experience) -> int:
+    """Most sequences per forward pass of torch that a device holds: its share halved until it fits; 0 for all of it."""
     share = sequences_of(recipe, config.device.per_run)
     sequences, room = share, config.device.memory_gb * 1e9
-    while sequences > 1 and experience.memory(recipe, sequences, config.device.kind) > room:
+    while sequences > 1 and experience.memory(recipe, sequences, runtime, native=False) > room:
         sequences = -(-sequences // 2)
     return 0 if sequences == share else sequences
 
@@ -123,10 +129,10 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("optim.lr", "optim.lr_width", "optim.lr_batch", "optim.batch_divisor", "optim.eps"), POSITIVE),
     **dict.fromkeys(("optim.batch_min", "optim.batch_max", "optim.base_width", "optim.base_layers"), ONE_OR_MORE),
     **dict.fromkeys(("optim.weight_decay", "optim.clip", "trainer.micro_batch"), NOT_NEGATIVE),
-    **dict.fromkeys(("optim.z_loss", "optim.guard"), NOT_NEGATIVE),
+    **dict.fromkeys(("optim.z_loss", "optim.guard", "device.together"), NOT_NEGATIVE),
     **dict.fromkeys(("cluster.workers", "schedule.warmup_max_steps", "cluster.cpus_per_device"), NOT_NEGATIVE),
     **dict.fromkeys(("cluster.pack_hours", "cluster.signal_seconds", "cluster.devices_per_node"), NOT_NEGATIVE),
-    **dict.fromkeys(("cluster.per_device", "cluster.margin", "device.per_run", "device.together"), ONE_OR_MORE),
+    **dict.fromkeys(("cluster.per_device", "cluster.margin", "device.per_run"), ONE_OR_MORE),
     **dict.fromkeys(("cluster.max_gpus", "cluster.max_submit", "sweep.allowed.runs"), NULL_OR_ONE),
     **dict.fromkeys(("cluster.memory_gb", "cluster.max_hours", "sweep.allowed.memory_gb"), NULL_OR_POSITIVE),
     **dict.fromkeys(("sweep.target.flops", "sweep.target.params", "sweep.target.tokens"), NULL_OR_POSITIVE),

@@ -62,9 +62,14 @@ def seeds(config: Config) -> list[int]:
     return list(found)
 
 
+def shares_trunks(config: Config) -> bool:
+    """Whether points of one shape share a run up to their cooldowns."""
+    return config.schedule.decay is Decay.wsd and config.schedule.trunks
+
+
 def _together(config: Config, wanted: Sequence[Target]) -> list[list[Target]]:
     """The targets of each run."""
-    if config.schedule.decay is not Decay.wsd or not config.schedule.trunks:
+    if not shares_trunks(config):
         return [[target] for target in wanted]
     by_shape: dict[object, list[Target]] = {}
     for target in wanted:

@@ -8,6 +8,7 @@ from rich.markup import escape
 from analysis.text import count_text, flops_text
 from sweeps.config import Format
 from sweeps.paths import SweepFolder
+from sweeps.planning.packing import packing_text
 from sweeps.planning.points import Plan
 from sweeps.terminal import print_json, say, seconds, stdout, table
 
@@ -61,4 +62,6 @@ def _plan_table(plan: Plan) -> RenderableType:
         f"{totals['points']} points, {count_text(totals['tokens'])} tokens, "
         f"{flops_text(totals['flops_matmul'])} FLOPs, {totals['device_hours']:.3g} device-hours"
     )
-    return Group(shown, line + (f", price {totals['price']:,.2f}" if price else ""))
+    line += f", price {totals['price']:,.2f}" if price else ""
+    packing = packing_text({point.run.run_id: point.run.runtime.together for point in plan.points})
+    return Group(shown, *filter(None, (line, packing)))

@@ -75,9 +75,9 @@ class Block(nn.Module):
 class Plain(nn.Module):
     """GPT-2 without biases, as a tutorial would have it."""
 
-    def __init__(self, layers: int, width: int, heads: int, sequence: int) -> None:
+    def __init__(self, layers: int, width: int, heads: int, sequence: int, vocabulary: int = 256) -> None:
         super().__init__()
-        self.tokens, self.places = nn.Embedding(256, width), nn.Embedding(sequence, width)
+        self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(sequence, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width, bias=False)
         for weight in self.parameters():
@@ -85,7 +85,7 @@ class Plain(nn.Module):
                 nn.init.normal_(weight, std=0.02)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden = self.tokens(x) + self.places(torch.arange(x.shape[1]))
+        hidden = self.tokens(x) + self.places(torch.arange(x.shape[1], device=x.device))
         for block in self.blocks:
             hidden = block(hidden)
         logits = functional.linear(self.norm(hidden), self.tokens.weight)
@@ -180,9 +180,9 @@ def pool_speed(name: str, sequence: int, dtype: Precision, seconds: float) -> tu
     return sum(float(process.communicate()[0]) for process in pool), "/".join(sorted(steps))
 
 
-def peak(dtype: torch.dtype) -> float:
-    """FLOPs per second of all cores on a large product."""
-    torch.set_num_threads(CORES)
+def peak(dtype: torch.dtype, threads: int = CORES) -> float:
+    """FLOPs per second of so many cores on a large product."""
+    torch.set_num_threads(threads)
     a, b = torch.randn(2, 2048, 2048).to(dtype)
     best, began = float("inf"), time.perf_counter()
     while time.perf_counter() - began < 1:

@@ -15,15 +15,7 @@ from trainer.native.build import Spec, library
 from trainer.recipe import Scaling
 from trainer.shape import Activation, Positions, Shape
 
-CHUNK_TOKENS = 512
-"""Whole sequences of about so many tokens are taken through the model together. On cores with 1 MiB of cache this is
-within 3 % of the best for models of 50 thousand to 3 million parameters; a rule, as the choice moves the last bits."""
 _PARTS = ("qkv", "attention_out", "ffw_in", "ffw_out", "norm_attention", "norm_ffw")
-
-
-def chunk_of(shape: Shape) -> int:
-    """Sequences that are taken through a model together."""
-    return max(1, CHUNK_TOKENS // shape.sequence)
 
 
 class NativeTransformer:
