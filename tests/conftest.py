@@ -15,7 +15,12 @@ from typing import Any
 
 import pytest
 from fake_slurm import Fake
+from hypothesis import HealthCheck, settings
 from slurm_cluster import Cluster, missing
+
+# A busy machine decides nothing.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 LAW_TRAINER = 'trainer.command="{python} -m trainer.examples.law_trainer {folder}"'
 """The external trainer that answers from a law in a tenth of a second."""

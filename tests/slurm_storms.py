@@ -52,7 +52,7 @@ class Storm:
         self._began = time.monotonic()
         self._repairs: list[tuple[float, str, Callable[[], None]]] = []
 
-    def isoflop(self, verb: str, *more: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    def isoflop(self, verb: str, *more: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
         """One of the sweep's verbs, in a terminal of its own."""
         command = [*ISOFLOP, verb, *self.overrides, *more]
         answer = subprocess.run(

@@ -135,7 +135,7 @@ def test_a_prediction_holds_the_scatter_of_measurements_besides() -> None:
 
 
 @given(st.integers(3, 60), st.integers(1, 2))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_few_residuals_make_wide_predictions(count: int, fitted: int) -> None:
     """Of normal residuals the draws are at least as wide as normal ones, on average over samples."""
     widths = []

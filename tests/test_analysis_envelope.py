@@ -195,7 +195,7 @@ def test_of_runs_keeps_the_rows_of_some() -> None:
     assert isinstance(fit_envelope(curves.of_runs([])), Refused)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), runs=st.integers(3, 25))
 def test_the_envelope_is_the_lowest_of_the_interpolated_curves(seed: int, runs: int) -> None:
     """Against every run's curve by np.interp, at each C, one by one; drawn and moved ones too."""

@@ -36,7 +36,7 @@ def _half_width(expected: Expected | Refused, i: int = -1) -> float:
     return math.log(at.high / at.low) / 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(law=laws_drawn, cost=costs, log_c=st.floats(40, 58))
 def test_gradients_are_those_of_finite_differences(law: np.ndarray, cost: Cost, log_c: float) -> None:
     targets = (
@@ -53,7 +53,7 @@ def test_gradients_are_those_of_finite_differences(law: np.ndarray, cost: Cost, 
         assert target.gradient(law[None], cost)[0] == pytest.approx(moved, rel=1e-5, abs=1e-6), target
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(law=laws_drawn)
 def test_jacobian_is_that_of_finite_differences(law: np.ndarray) -> None:
     n, d = np.array([1e7, 1e9, 1e11]), np.array([1e9, 3e9, 1e12])

@@ -89,7 +89,7 @@ def _best_of_all(problem: Problem) -> float:
     return min(problem.criterion(problem.information(counts)) for counts in within)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), laws=st.integers(1, 3), grouped=st.booleans(), most=st.integers(1, 2))
 def test_no_design_beats_the_bound(seed: int, laws: int, grouped: bool, most: int) -> None:
     problem = _random_problem(seed, 6, laws, grouped, most)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from analysis_surfaces import ALPHA, BETA, A, B, E, isoflop_design, surface, tables
 from conftest import examples
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -162,7 +162,7 @@ def test_refits_keep_a_fixed_e() -> None:
     assert np.ptp(theta[:, 3]) > 0.001
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(seed=st.integers(0, 10**6), delta=st.sampled_from([np.inf, 0.1]), tied=st.booleans())
 def test_derivatives_are_those_of_the_objective(seed: int, delta: float, tied: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -304,9 +304,7 @@ def _surface(law: tuple[float, float, float, float, float], n: np.ndarray, d: np
     return e + a * n**-alpha + b * d**-beta, (e, a, b, alpha, beta)
 
 
-@settings(
-    max_examples=examples(500, 100), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+@settings(max_examples=examples(500, 100), derandomize=True)
 @given(design=_designs("grid", "isoflop", "scatter"), law=_laws())
 def test_noise_free_surfaces_are_recovered(design: Any, law: Any) -> None:
     loss, truth = _surface(law, *design)
@@ -315,7 +313,7 @@ def test_noise_free_surfaces_are_recovered(design: Any, law: Any) -> None:
     assert (fit.E, fit.A, fit.B, fit.alpha, fit.beta) == pytest.approx(truth, rel=1e-8)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, derandomize=True)
 @given(design=_designs("one ratio"), law=_laws())
 def test_a_single_ratio_of_tokens_to_params_is_called_unidentified(design: Any, law: Any) -> None:
     """The two terms may trade places in any law."""
@@ -415,7 +413,7 @@ def test_equal_and_rising_losses_are_refused() -> None:
     assert isinstance(rising, Refused) and "do not fall" in rising.reason
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     flops=st.floats(1e10, 1e26),
     exponent=st.floats(0.7, 1.1),

@@ -369,7 +369,7 @@ def test_no_text_leaves_its_place(one: str, other: str) -> None:
 
 
 @given(HOSTILE, HOSTILE)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_no_text_leaves_its_chart(one: str, other: str) -> None:
     figure = plot.blank({"title": "x"}, {"title": "y"})
     plot.dots(figure, np.ones(1), np.ones(1), {"size": 3}, [one])

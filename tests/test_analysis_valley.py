@@ -20,7 +20,7 @@ def _one(log_n: np.ndarray, loss: np.ndarray) -> Sizes:
     return Sizes.of(log_n, loss, np.ones((1, len(log_n))))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=SEEDS, degree=st.integers(1, 3), columns=st.integers(5, 30))
 def test_polynomials_are_weighted_least_squares(seed: int, degree: int, columns: int) -> None:
     rng = np.random.default_rng(seed)
@@ -72,7 +72,7 @@ def test_a_curve_without_a_bottom_has_none() -> None:
         assert np.isnan(_one(SIZES, loss).minima(shape, 4)[0]).all(), shape
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=SEEDS, count=st.integers(4, 12))
 def test_the_bottom_of_akimas_line_is_exact(seed: int, count: int) -> None:
     """Never above the line anywhere on a dense grid, on the line itself, and stationary unless at an end."""

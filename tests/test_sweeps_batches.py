@@ -19,9 +19,9 @@ from analysis.config import FitConfig, Quantity
 from analysis.planning.information import Target
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
+from sweeps.planning.aims import recounted
 from sweeps.planning.chosen import Chosen, read_chosen, write_chosen
 from sweeps.planning.ladder import ladder
-from sweeps.planning.optimal import recounted
 from sweeps.planning.precision import precision_so_far
 from sweeps.sequential import precision_facts
 from trainer.config import ModelConfig

@@ -59,7 +59,7 @@ def test_heads_take_the_nearest_even_size_that_divides(width: int, wanted: int, 
     assert nearest_head_size(width, wanted) == size
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=8, unique=True), st.floats(4e3, 5e3))
 def test_sizes_find_near_shapes_all_different(steps: list[int], least: float) -> None:
     sizes = [least * 2.0**step for step in steps]

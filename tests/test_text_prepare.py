@@ -45,7 +45,7 @@ def refused(act: Callable[[], Any]) -> str:
 # round trips
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.text(min_size=1), min_size=2, max_size=20, unique=True))
 def test_any_text_comes_back_from_bytes(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> None:
     """Also NUL, unpaired carriage returns, and what looks like a separator."""
@@ -71,7 +71,6 @@ def test_pieces_are_the_text(text: str, longest: int) -> None:
     assert all(len(piece) <= longest for piece in found)
 
 
-@settings(deadline=None)
 @given(
     raw=st.lists(st.sampled_from([b"a", b"b", b"\n", b"<>", b"<", b"\n\n"]), max_size=40).map(b"".join),
     separator=st.sampled_from([b"\n", b"<>", b"ab"]),

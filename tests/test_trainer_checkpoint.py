@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.checkpoint import SLOTS, free, newest, save
@@ -40,7 +40,6 @@ def test_nothing_there_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 @given(where=st.floats(0, 1), how=st.sampled_from(["cut", "flip"]))
-@settings(deadline=None)
 def test_damage_anywhere_falls_back_to_the_older_slot(
     tmp_path_factory: pytest.TempPathFactory, where: float, how: str
 ) -> None:

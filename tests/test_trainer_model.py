@@ -81,7 +81,6 @@ def loss_and_gradient(shape: Shape, flat: Tensor, tokens: Tensor, path: Attentio
 
 
 @given(shape=SHAPES)
-@settings(deadline=None)
 def test_parameters_are_those_the_shape_counts(shape: Shape) -> None:
     counts = dict.fromkeys(shape.params_by_group(), 0)
     for slot in slots(shape):
@@ -95,7 +94,7 @@ def test_parameters_are_those_the_shape_counts(shape: Shape) -> None:
 
 
 @given(shape=SHAPES)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_torch_counts_the_flops_that_the_shape_does(shape: Shape) -> None:
     model = Transformer(shape, initial_params(shape, 0), Attention.manual)
     with FlopCounterMode(display=False) as counter:

@@ -122,7 +122,7 @@ SHAPES = st.builds(
 
 @NEEDS
 @given(shape=SHAPES, sequences=st.integers(1, 5), chunk=st.integers(1, 3), threads=st.integers(1, 2))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_loss_and_gradient_are_those_of_autograd(shape: Shape, sequences: int, chunk: int, threads: int) -> None:
     flat, windows = case(shape, sequences=sequences)
     loss, gradient = reference(shape, flat, windows)

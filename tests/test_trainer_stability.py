@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from test_trainer_model import SHAPES, windows
 from torch import Tensor
 from torch.nn import functional
@@ -27,7 +27,6 @@ MANUAL = {"attention": "manual"}
 
 
 @given(shape=SHAPES)
-@settings(deadline=None)
 def test_flops_counted_from_the_tensors_are_the_shapes(shape: Shape) -> None:
     assert flops_of(slots(shape), shape) == shape.flops_per_token()
 

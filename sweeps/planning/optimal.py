@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,25 +18,21 @@ from analysis.planning.information import error_factor, standard_errors
 from analysis.planning.noise import Noise, contradiction
 from analysis.planning.optimal import Constraints, optimal_design
 from analysis.planning.optimal import Design as Solution
-from sweeps.config import Config, TargetConfig
-from sweeps.paths import SweepFolder
-from sweeps.planning.axes import combinations
-from sweeps.planning.candidates import Pool, ends, find_pool, flops_limit, forbidden, is_excluded, pinned, pool_of
+from sweeps.planning.aims import aims_of, recounted
+from sweeps.planning.begun import Workbench, known, runs_of
+from sweeps.planning.candidates import Pool, ends, find_pool, forbidden, pinned, pool_of
 from sweeps.planning.chosen import Batch, Chosen, ChosenPoint, read_chosen, settings_key, write_chosen
-from sweeps.planning.cost import Experience, total_seconds
+from sweeps.planning.cost import total_seconds
 from sweeps.planning.design import Target
 from sweeps.planning.forecast import cost_of
-from sweeps.planning.ladder import ladder
 from sweeps.planning.precision import precision_so_far
 from sweeps.planning.prior import RESULTS, Prior, find_noise, find_prior, prior_of_results
-from sweeps.planning.recipes import make_recipe, make_runtime
+from sweeps.planning.recipes import make_runtime
 from sweeps.planning.results import read_results
-from sweeps.planning.trunks import Runs, grouped, horizon_of, shares_trunks
-from trainer.corpus import CorpusFacts
+from sweeps.planning.trunks import Runs, horizon_of
 from trainer.errors import UserError
-from trainer.recipe import Horizon, Recipe
 from trainer.runfolder import DONE, RunConfig
-from trainer.shape import ParamCount, Shape
+from trainer.shape import ParamCount
 
 FIRST = 0.1
 """Of the limit: the first batch, where a design goes batch by batch."""
@@ -46,46 +42,6 @@ LEAST_RESULTS = 6
 """That may speak against a prior."""
 HOPELESS = 1.0
 """A standard error, of a logarithm, with which nothing is known of a target."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Workbench:
-    """What a batch is chosen with."""
-
-    config: Config
-    folder: SweepFolder
-    corpus: CorpusFacts
-    experience: Experience
-    shapes: Sequence[Shape]
-    tell: Callable[[str, float], None] = lambda message, share: None
-    """Hears what is done, and the share of it."""
-
-    @classmethod
-    def of(cls, config: Config, folder: SweepFolder, corpus: CorpusFacts, experience: Experience) -> Workbench:
-        """For one combination of the sweep's axes."""
-        shapes = ladder(config.model, vocabulary=corpus.vocabulary, sequence=config.data.sequence)
-        return cls(config=config, folder=folder, corpus=corpus, experience=experience, shapes=shapes)
-
-    @property
-    def by_hours(self) -> bool:
-        """Whether the limit is one of device-hours."""
-        return self.config.sweep.limit.device_hours is not None
-
-    @property
-    def combinations(self) -> int:
-        """Of the sweep's axes: the design is trained so often."""
-        return combinations(self.config.sweep.axes)
-
-    @property
-    def limit(self) -> float:
-        """Of all batches under one combination of the sweep's axes, in its own unit."""
-        hours = self.config.sweep.limit.device_hours
-        most = flops_limit(self.config)
-        return hours / self.combinations if hours is not None else most
-
-    def text(self, cost: float) -> str:
-        """A cost in the limit's unit."""
-        return f"{cost:.4g} {'device-hours' if self.by_hours else 'FLOPs'}"
 
 
 def choose(bench: Workbench, *, after: int | None = None) -> Chosen:
@@ -111,12 +67,6 @@ def choose(bench: Workbench, *, after: int | None = None) -> Chosen:
     return write_chosen(bench.folder, replace(there, batches=(*there.batches, batch)), found)
 
 
-def known(bench: Workbench, found: Chosen | None) -> Chosen:
-    """What has been chosen by the present settings, or was by others and has begun."""
-    key = settings_key(bench.config)
-    return found if found is not None and found.key == key else Chosen(key=key, batches=begun(bench, found))
-
-
 def next_batch(bench: Workbench, chosen: Chosen) -> Batch:
     """What to train next, given what is chosen and what of it is done; without points where the limit allows no more.
 
@@ -131,7 +81,7 @@ def next_batch(bench: Workbench, chosen: Chosen) -> Batch:
     bench.tell("listing the points to choose from", 0.1)
     aims = tuple(recounted(aims_of(config.sweep.target), bench.shapes, config.fit.params, prior.params))
     pool = find_pool(config, bench.shapes, bench.corpus, prior, bench.experience)
-    runs = _runs(bench, chosen)
+    runs = runs_of(bench, chosen)
     spent = _cost(bench, runs)
     by_hand = pinned(config, bench.shapes, bench.corpus)
     first = not any("errors" in batch.facts for batch in chosen.batches)  # else they are what other settings left
@@ -176,49 +126,6 @@ def batch_limit(bench: Workbench, spent: float) -> float:
     reached = precision_so_far(bench.config, bench.folder)
     lacking = GROWTH[1] if reached is None else (reached.half_width / wanted) ** 2
     return min(bench.limit, spent * float(np.clip(lacking, *GROWTH)))
-
-
-def recounted(aims: Sequence[Aim], shapes: Sequence[Shape], stated: ParamCount, wanted: ParamCount) -> Sequence[Aim]:
-    """Targets whose N is counted as ``stated``, counted as ``wanted``: as in the shapes nearest in size."""
-    if stated is wanted or all(aim.quantity is not Quantity.loss for aim in aims):
-        return aims
-    pairs = sorted((shape.params(stated), shape.params(wanted)) for shape in shapes)
-    own, other = np.log(np.array(pairs, dtype=np.float64)).T
-    return [
-        replace(aim, params=aim.params * math.exp(float(np.interp(math.log(aim.params), own, other - own))))
-        if aim.quantity is Quantity.loss
-        else aim
-        for aim in aims
-    ]
-
-
-def aims_of(target: TargetConfig) -> list[Aim]:
-    """What is to be pinned, with weights.
-
-    Raises
-    ------
-    UserError
-        If a target lacks its numbers.
-    """
-    own = {name: getattr(target, name) for name in ("quantity", "flops", "params", "tokens", "weight")}
-    out = []
-    for place, entry in [("sweep.target", own), *(("sweep.target.also", one) for one in target.also)]:
-        known = {"quantity", "flops", "params", "tokens", "weight"}
-        if not isinstance(entry, Mapping) or not {"quantity"} <= entry.keys() <= known:
-            raise UserError(f"{place} holds {entry!r}; give a quantity with its numbers: {', '.join(sorted(known))}.")
-        numbers: dict[str, Any] = {name: value for name, value in entry.items() if name != "quantity"}
-        try:
-            quantity = Quantity(entry["quantity"])
-            out.append(Aim(quantity=quantity, **{n: float(v) for n, v in numbers.items() if v is not None}))
-        except (ValueError, TypeError):
-            raise UserError(
-                f"{place}={dict(entry)!r} is no target; quantity is one of {', '.join(Quantity)}, the rest numbers."
-            ) from None
-        except UserError as error:
-            raise UserError(f"{place}: {str(error).removeprefix('target ')}") from None
-    if target.half_width is not None and not 0 < target.half_width < 1:
-        raise UserError(f"sweep.target.half_width={target.half_width:g} must lie between 0 and 1, e.g. 0.05 for ±5 %.")
-    return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,14 +248,6 @@ def _told(bench: Workbench, prior: Prior) -> str:
     return f"their own law, with N* {best:.3g} at {flops:g} FLOPs"
 
 
-def _runs(bench: Workbench, chosen: Chosen) -> Runs:
-    """The run that gives each chosen point, by target and seed."""
-    runs: Runs = {}
-    for batch in chosen.targets(bench.shapes):
-        runs |= grouped(bench.config, batch, bench.corpus.id)[0]
-    return runs
-
-
 def _cost(bench: Workbench, runs: Runs) -> float:
     """What runs cost in the limit's unit, each once."""
     recipes = {recipe.run_id: recipe for recipe, _ in runs.values()}.values()
@@ -376,75 +275,6 @@ def _informing(bench: Workbench, runs: Runs, count: ParamCount) -> tuple[Floats,
         return None
     n, d = np.array(rows, dtype=np.float64).T.copy()
     return n, d
-
-
-def begun(bench: Workbench, there: Chosen | None) -> tuple[Batch, ...]:
-    """Of what was chosen by other settings, the points of runs that have begun: they stay, each in its batch.
-
-    So do all other runs of the sweep by the present recipe, of which ``there`` knows nothing: a design may be lost, or
-    have given way to that of another recipe, and what has been spent is spent. But for those that are excluded by hand
-    and not done, so that a sweep can go on without a point that fails.
-    """
-    out, known_runs = [], set()
-    shapes = {(shape.layers, shape.d_model) for shape in bench.shapes}
-    for batch in there.batches if there is not None else ():
-        points = [point for point in batch.points if (point.layers, point.d_model) in shapes]
-        seen: dict[tuple[int, int, float], list[int]] = {}
-        alone = Chosen(key="", batches=[Batch(points=points, facts={})])
-        wide = replace(bench.config.sweep, seeds=sorted({seed for point in points for seed in point.seeds}) or [0])
-        for (target, seed), (recipe, _) in _runs(
-            replace(bench, config=replace(bench.config, sweep=wide)), alone
-        ).items():
-            known_runs.add(recipe.run_id)
-            if _stays(bench, recipe, horizon_of(recipe, target)):
-                seen.setdefault((target.shape.layers, target.shape.d_model, target.tokens), []).append(seed)
-        kept = [replace(point, seeds=tuple(seen[point.place])) for point in points if point.place in seen]
-        if kept:
-            out.append(Batch(points=kept, facts={"kept": len(kept)}))
-    return (*out, *_others(bench, known_runs))
-
-
-def _stays(bench: Workbench, recipe: Recipe, horizon: Horizon) -> bool:
-    """Whether a point has begun, and is done or at least not excluded by hand."""
-    folder = bench.folder.run(recipe.run_id)
-    if not folder.config_path.exists():
-        return False
-    record = folder.points().get(horizon.point_id)
-    done = record is not None and record["verdict"] == DONE
-    return done or not is_excluded(bench.config, recipe, horizon.tokens, [horizon.point_id])
-
-
-def _others(bench: Workbench, known_runs: Collection[str]) -> list[Batch]:
-    """The runs on disk, but for those known, that the present config would make: in a batch, trunks each in its own."""
-    batches: list[list[ChosenPoint]] = []
-    for run in bench.folder.runs(without=known_runs):
-        try:
-            config = run.read_config()
-        except UserError:  # damaged: submit's to refuse
-            continue
-        recipe, shape = config.recipe, config.recipe.model
-        if shape not in bench.shapes or recipe.seed not in bench.config.sweep.seeds:
-            continue
-        tokens = [horizon.tokens for horizon in recipe.horizons]
-        if make_recipe(bench.config, shape, tokens, recipe.seed, bench.corpus.id).run_id != recipe.run_id:
-            continue
-        points = [
-            ChosenPoint(
-                layers=shape.layers,
-                d_model=shape.d_model,
-                tokens=horizon.tokens,
-                budget=config.budget_of(horizon.point_id),
-                seeds=(recipe.seed,),
-                role="planned",
-            )
-            for horizon in recipe.horizons
-            if _stays(bench, recipe, horizon)
-        ]
-        if points and (shares_trunks(bench.config) or not batches):
-            batches.append(points)
-        elif points:
-            batches[-1] += points
-    return [Batch(points=points, facts={"kept": len(points)}) for points in batches]
 
 
 def _batch(bench: Workbench, ask: _Question, pool: Pool, solution: Solution, spent: float) -> Batch:

@@ -16,8 +16,8 @@ from analysis.report.plan import PlanPicture, write_plan_report
 from analysis.text import SHORT_TITLES, bias_text, count_text, error_text, estimate_text, flops_text, within_text
 from sweeps.config import Config
 from sweeps.paths import SweepFolder
+from sweeps.planning.aims import aims_of, recounted
 from sweeps.planning.forecast import Outlook, columns
-from sweeps.planning.optimal import aims_of, recounted
 from sweeps.planning.points import Plan, PlannedPoint
 from sweeps.terminal import progress_line, seconds
 from trainer.runfolder import DONE

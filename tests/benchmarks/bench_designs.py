@@ -173,7 +173,7 @@ def forms(sweeps: int) -> None:
             print(
                 f"    {form:18s} bias {found.mean() - truth:+.3f} ({(found.mean() - truth) / found.std():+5.1f} sd)  "
                 f"covered {inside.mean():6.1%}  warned {fired.mean():6.1%}  either {(inside | fired).mean():6.1%}  "
-                f"if it may bend {wide.mean():6.1%}",
+                f"if it may bend {wide.mean():6.1%}, or warned {(wide | fired).mean():6.1%}",
                 flush=True,
             )
 
