@@ -45,6 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not WHOLE:
+        items[:] = [item for item in items if item.get_closest_marker("whole") is None]
     if hasattr(config, "workerinput"):  # one of several processes, each of which takes one file after another
         slow = [f"test_{name}" for name in SLOW_FILES]
         items.sort(key=lambda item: slow.index(item.path.stem) if item.path.stem in slow else len(slow))

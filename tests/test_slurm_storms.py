@@ -15,7 +15,7 @@ from sweeps.paths import SweepFolder
 from trainer.lock import holder
 
 pytestmark = pytest.mark.slurm
-SHORT, WHOLE = (0, 1), range(50)
+SHORT, WHOLE = (0,), range(50)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -60,6 +60,7 @@ def test_a_run_on_two_nodes_meets_at_rank_0(slurm: Cluster, tmp_path: Path) -> N
     assert len(run.attempts()) == 1
 
 
+@pytest.mark.whole
 def test_our_own_trainer_on_two_nodes_ends_as_on_one_device_whatever_befalls_it(slurm: Cluster, tmp_path: Path) -> None:
     batch = ("optim.batch_min=576", "optim.batch_max=576", "model.dtype=fp32", "limits.lost_attempts=5")
     own = ("sweep=smoke", "sweep.budgets=[1e12]", "sweep.sizes=1", "trainer.checkpoint_seconds=0.5", *batch)

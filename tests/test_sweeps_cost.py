@@ -146,7 +146,7 @@ def test_memory_where_the_system_does_not_tell_is_that_of_the_process(tmp_path: 
     [
         (Precision.bf16, "manual", 64, {}),
         (Precision.fp32, "sdpa", 64, {"activation": Activation.swiglu, "tied_head": False, "qk_norm": True}),
-        (Precision.fp32, "sdpa", 32, {"vocabulary": 4096}),
+        pytest.param(Precision.fp32, "sdpa", 32, {"vocabulary": 4096}, marks=pytest.mark.whole),
         (Precision.bf16, "native", 16, {"d_model": 256, "head_size": 64, "ffw": 1024}),
         (Precision.fp32, "native", 16, {"d_model": 256, "head_size": 64, "ffw": 1024}),
     ],

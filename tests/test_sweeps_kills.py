@@ -48,7 +48,7 @@ def test_kill_anything_at_any_time(tmp_path: Path, whole: bool) -> None:
     calm, stormy = (SweepFolder.of(str(tmp_path / name), "smoke") for name in ("calm", "stormy"))
     subprocess.run([*RUN, f"root={calm.root}", *SMALL], check=True, capture_output=True, timeout=300)
     fate = random.Random(1)
-    for strike in range(60 if whole else 5):
+    for strike in range(60 if whole else 4):
         command = subprocess.Popen(
             [*RUN, f"root={stormy.root}", *SMALL], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
