@@ -17,13 +17,14 @@ from sweeps.app import again, run_verb, typed
 from sweeps.config import Config, Design, Format
 from sweeps.paths import SweepFolder
 from sweeps.planning.axes import expand
-from sweeps.planning.begun import Workbench, known
+from sweeps.planning.begun import known
 from sweeps.planning.chosen import Batch, Chosen, read_chosen, write_chosen
 from sweeps.planning.cost import Experience
 from sweeps.planning.optimal import next_batch
 from sweeps.planning.planner import pinned_corpus, pinned_dtype
 from sweeps.planning.precision import Reached, precision_so_far
 from sweeps.planning.recipes import check_rules
+from sweeps.planning.workbench import Workbench
 from sweeps.sequential import NO_FURTHER
 from sweeps.terminal import print_json, progress_line, say, stdout, table
 from trainer.errors import MachineFault, UserError

@@ -26,13 +26,13 @@ from trainer.errors import UserError
 from trainer.kernels import CLEARLY, Attention, tune_attention
 from trainer.memory import HostMemory
 from trainer.model import Transformer, groups, initial_params, slots
-from trainer.native.build import chunk_of, knows, library
+from trainer.native.build import NATIVE, chunk_of, knows, library
 from trainer.native.model import NativeTransformer
 from trainer.recipe import Recipe
 from trainer.runfolder import RunConfig
 from trainer.ways import Choice, Guarded, Recorded, Step, candidates, choose_way, compiled
 
-NATIVE, TORCH = "native", "torch"
+TORCH = "torch"
 TUNE_TOKENS = 2048
 TUNE_SECONDS = 0.2
 TAKEN = [way for way in Way if way is not Way.auto]

@@ -9,10 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.kernels import NORM_EPS, Attention, cross_entropies, lookup
+from trainer.kernels import NORM_EPS, cross_entropies, lookup
 from trainer.model import Transformer
-from trainer.recipe import Scaling
-from trainer.shape import Shape
 
 
 class StackedTransformer(Transformer):
@@ -21,18 +19,10 @@ class StackedTransformer(Transformer):
     Token ids are (K B, T), the first model's B sequences first; so are all activations' rows.
     """
 
-    def __init__(
-        self,
-        shape: Shape,
-        flat: Tensor,
-        attention: Attention,
-        scaling: Scaling | None = None,
-        z_loss: float = 0.0,
-        *,
-        plain: bool = False,
-    ) -> None:
-        super().__init__(shape, flat, attention, scaling, z_loss, plain=plain)
-        self._members = len(flat)
+    @property
+    def _members(self) -> int:
+        """K."""
+        return len(self.tensors["embedding"])
 
     def losses(self, windows: Tensor) -> Tensor:
         """(K,) summed cross-entropies, in nats, of windows (K, B, T + 1) of token ids; their sum is differentiated."""

@@ -11,7 +11,7 @@ from sweeps.paths import SweepFolder
 from trainer.config import DeviceConfig, DeviceKind, Way
 from trainer.errors import UserError
 from trainer.memory import native_bytes, peak_bytes
-from trainer.native.build import compiler_for, knows
+from trainer.native.build import NATIVE, compiler_for, knows
 from trainer.recipe import Recipe
 from trainer.runfolder import DONE, RunConfig, RunFolder, Runtime
 from trainer.shape import BACKWARD_AND_FORWARD
@@ -122,7 +122,7 @@ def _ran(run: RunFolder, device: DeviceKind, *, own: bool) -> Ran | None:
     undisturbed = len(attempts) == len(alone) == 1 and seconds > 0 and run.ended()
     peaks = [attempt["peak_bytes"] for attempt in alone if isinstance(attempt.get("peak_bytes"), int | float)]
     devices = int(attempts[0].get("devices", 1))
-    native = config.kernels.get("step") == "native"
+    native = config.kernels.get("step") == NATIVE
     sequences = config.runtime.micro_batch or sequences_of(recipe, devices)
     modelled = step_memory(recipe, sequences, config.runtime, native=native)
     return Ran(

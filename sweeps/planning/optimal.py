@@ -19,7 +19,7 @@ from analysis.planning.noise import Noise, contradiction
 from analysis.planning.optimal import Constraints, optimal_design
 from analysis.planning.optimal import Design as Solution
 from sweeps.planning.aims import aims_of, recounted
-from sweeps.planning.begun import Workbench, known, runs_of
+from sweeps.planning.begun import known
 from sweeps.planning.candidates import Pool, ends, find_pool, forbidden, pinned, pool_of
 from sweeps.planning.chosen import Batch, Chosen, ChosenPoint, read_chosen, settings_key, write_chosen
 from sweeps.planning.cost import total_seconds
@@ -30,6 +30,7 @@ from sweeps.planning.prior import RESULTS, Prior, find_noise, find_prior, prior_
 from sweeps.planning.recipes import make_runtime
 from sweeps.planning.results import read_results
 from sweeps.planning.trunks import Runs, horizon_of
+from sweeps.planning.workbench import Workbench, runs_of
 from trainer.errors import UserError
 from trainer.runfolder import DONE, RunConfig
 from trainer.shape import ParamCount

@@ -58,8 +58,8 @@ def make_plan(config: DictConfig, *, after: int | None = None) -> Plan:
         corpus = pinned_corpus(varied.data, folder)
         law = None if varied.law.name is None else law_from_config(varied.law)
         if varied.sweep.design is Design.optimal:
-            from sweeps.planning.begun import Workbench  # these here, because they take scipy half a second
-            from sweeps.planning.optimal import choose
+            from sweeps.planning.optimal import choose  # these here, because they take scipy half a second
+            from sweeps.planning.workbench import Workbench
 
             seeds(varied)
             bench = Workbench.of(varied, folder, corpus, experience)

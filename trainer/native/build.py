@@ -17,6 +17,8 @@ from trainer.shape import Shape
 SOURCES = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
 COMPILERS = ("g++", "clang++", "c++")
+NATIVE = "native"
+"""The C++ step's name among a run's kernels."""
 SWITCH = "ISOFLOP_NATIVE"
 """Environment variable: 0 leaves the C++ step out."""
 
